@@ -1,0 +1,63 @@
+"""The command line: `saf-jax X`, `python -m saf_jax X`, and the scripts `train.py` and `eval.py`."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from saf_jax.errors import UserError
+
+# Each module offers `add_arguments(parser)` and `run(args) -> exit status`. It is imported only when its command is
+# called, so that `saf-jax --help` and the light commands do not wait for jax.
+COMMANDS = {
+    "enhance": ("saf_jax.enhance_command", "take the noise out of recordings"),
+    "train": ("saf_jax.training_command", "train a network (the same as train.py); called again, it resumes"),
+    "eval": ("saf_jax.evaluation", "score enhanced speech with the field's metrics (the same as eval.py)"),
+    "info": ("saf_jax.info", "parameters, cost, STFT and receptive field of a config or of weights"),
+    "demo": ("saf_jax.demo", "the whole job on an embedded corpus: train, evaluate, enhance"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+      Exit status: 0 success, 1 some of the files failed, 2 a user's error, told in one line on stderr, 130 on Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="saf-jax", description="Speech enhancement with Spectrum Attention Fusion.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, help_line) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(argv)
+    if args.version:
+        from saf_jax.version import __version__
+
+        print(f"saf-jax {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except UserError as error:
+        # One line whatever the message holds: names of files may contain line breaks.
+        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error; keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

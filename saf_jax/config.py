@@ -1,0 +1,374 @@
+"""Settings: frozen dataclasses, filled from YAML and from `key=value` overrides.
+
+The defaults are those of the paper's network and training (`configs/paper.yaml`); a config file states only what it
+changes. A value of None in a docstring's units column means "not set".
+"""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from saf_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class STFTConfig:
+    """Short-time Fourier transform and power compression.
+
+    Attributes:
+      sample_rate_hz: rate that the network works at.
+      window_samples: length of the Hann window; also the length of the transform.
+      hop_samples: samples between frames; divides `window_samples`, at most half of it.
+      compression: exponent applied to magnitudes (DB-AIAT, arXiv 2110.06467, section 2.1); 1 leaves them.
+    """
+
+    sample_rate_hz: int = 16000
+    window_samples: int = 320
+    hop_samples: int = 160
+    compression: float = 0.5
+
+    @property
+    def bins(self) -> int:
+        """Number of frequency bins F."""
+        return self.window_samples // 2 + 1
+
+    def frames(self, samples: int) -> int:
+        """Number of frames T for a signal: every sample lies under as many windows as in the middle of a long signal."""
+        return -(-(samples + self.window_samples // 2) // self.hop_samples)
+
+    def check(self) -> None:
+        if self.sample_rate_hz <= 0:
+            raise UserError(f"stft.sample_rate_hz={self.sample_rate_hz}: must be positive")
+        if self.hop_samples < 1 or self.window_samples % self.hop_samples or self.hop_samples * 2 > self.window_samples:
+            raise UserError(
+                f"stft.hop_samples={self.hop_samples}: must divide stft.window_samples={self.window_samples} at least twice"
+            )
+        if self.window_samples % 2:
+            raise UserError(f"stft.window_samples={self.window_samples}: must be even")
+        if not 0 < self.compression <= 1:
+            raise UserError(f"stft.compression={self.compression}: must lie in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network. Each experiment that the paper leaves open is a field here.
+
+    Attributes:
+      streams: inputs of the Spectrum Encoders. "both" is the paper's pair (magnitude and phase; real and imaginary);
+        the others keep one encoder.
+      width: channels C between all modules.
+      layers: number of Spectrum Attention Fusion layers.
+      heads: heads of the values and of local attention; divides `width`.
+      attention_kernel: side of the large convolution of the SAF module, odd, 3 to 21; 0 leaves the module out.
+      local_window: neighbouring bands that local attention sees, 1, 3, 5 or 7; 0 leaves it out.
+      norm: "layer" (over C), "group" (over F and groups of C), "instance" (over F), each within one frame; "batch"
+        (over batch, time and F in training, stored averages at inference).
+      norm_groups: groups of the norm "group"; divides `width`.
+      fusion: how the encoders' outputs become one: "concatenate" (then 1x1), "add", or "gate" (the complex stream
+        gates the values of the magnitude stream by a Hadamard product).
+      tcn_dilations: dilation in frames of each temporal block of a layer; empty leaves the TCN out.
+      tcn_kernel: taps in time of a temporal block, odd.
+      dense_dilations: dilation in frames of each convolution of the encoders' and decoders' dense blocks.
+      outputs: "both", "mask" or "bias".
+      frequency_stride: 2 or 4; cost falls with it at equal parameters.
+      causal: no output frame depends on a later input frame.
+    """
+
+    streams: Literal["both", "magnitude_phase", "magnitude", "complex"] = "both"
+    width: int = 64
+    layers: int = 6
+    heads: int = 4
+    attention_kernel: int = 11
+    local_window: int = 3
+    norm: Literal["layer", "batch", "group", "instance"] = "layer"
+    norm_groups: int = 4
+    fusion: Literal["concatenate", "add", "gate"] = "concatenate"
+    tcn_dilations: tuple[int, ...] = (1, 2, 4, 8)
+    tcn_kernel: int = 3
+    dense_dilations: tuple[int, ...] = (1, 2, 4, 8)
+    outputs: Literal["both", "mask", "bias"] = "both"
+    frequency_stride: Literal[2, 4] = 2
+    causal: bool = False
+
+    def check(self) -> None:
+        for name in ("width", "heads", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)}: must be at least 1")
+        if self.layers < 0:
+            raise UserError(f"model.layers={self.layers}: must be at least 0")
+        for name in ("heads", "norm_groups"):
+            if self.width % getattr(self, name):
+                raise UserError(f"model.{name}={getattr(self, name)}: must divide model.width={self.width}")
+        if self.attention_kernel and (self.attention_kernel % 2 == 0 or not 3 <= self.attention_kernel <= 21):
+            raise UserError(f"model.attention_kernel={self.attention_kernel}: must be odd from 3 to 21, or 0 for off")
+        if self.local_window not in (0, 1, 3, 5, 7):
+            raise UserError(f"model.local_window={self.local_window}: must be 1, 3, 5 or 7 bands, or 0 for off")
+        if self.tcn_kernel < 1 or self.tcn_kernel % 2 == 0:
+            raise UserError(f"model.tcn_kernel={self.tcn_kernel}: must be odd")
+        for name in ("tcn_dilations", "dense_dilations"):
+            if any(dilation < 1 for dilation in getattr(self, name)):
+                raise UserError(f"model.{name}={list(getattr(self, name))}: dilations must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where recordings lie. Folders hold wav, flac or other audio, read at any rate and as one channel.
+
+    Attributes:
+      train_clean: folders of clean training speech.
+      train_noisy: folders with the noisy versions, file for file of the same names.
+      valid_clean: folders of clean speech that checkpoints are chosen on.
+      valid_noisy: their noisy versions.
+      crop_seconds: length of a training example.
+      workers: processes that prepare examples beside the training; 0 prepares them in the training process.
+    """
+
+    train_clean: tuple[str, ...] = ()
+    train_noisy: tuple[str, ...] = ()
+    valid_clean: tuple[str, ...] = ()
+    valid_noisy: tuple[str, ...] = ()
+    crop_seconds: float = 3.0
+    workers: int = 0
+
+    def check(self) -> None:
+        if self.crop_seconds <= 0:
+            raise UserError(f"data.crop_seconds={self.crop_seconds}: must be positive")
+        if self.workers < 0:
+            raise UserError(f"data.workers={self.workers}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms (`saf_jax.losses`); 0 leaves a term out.
+
+    Attributes:
+      complex: mean squared error of the compressed real and imaginary parts (DB-AIAT, equation 9).
+      magnitude: mean squared error of the compressed magnitudes.
+    """
+
+    complex: float = 0.5
+    magnitude: float = 0.5
+
+    def check(self) -> None:
+        if not any(dataclasses.astuple(self)):
+            raise UserError("loss: all weights are 0: give at least one term a weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation. The paper's: Adam, 5e-4, beta1 0.95, beta2 0.999, 50 epochs.
+
+    Attributes:
+      batch_size: examples per step over all devices.
+      epochs: passes over the training set; ignored where `steps` is set.
+      steps: number of steps, or 0 to go by `epochs`.
+      learning_rate: step size at the start.
+      beta1: Adam's decay of the first moment.
+      beta2: Adam's decay of the second moment.
+      gradient_clip: largest global norm of the gradient; 0 does not clip.
+      schedule: "plateau" halves the learning rate when the validation loss has not fallen for `plateau_epochs`
+        validations; "cosine" falls to 0 over the whole training; "constant".
+      plateau_epochs: patience of "plateau".
+      warmup_steps: steps over which the learning rate rises from 0.
+      validate_every: steps between validations, or 0 for once an epoch.
+      checkpoint_seconds: seconds between checkpoints besides those at validations.
+      keep_best: checkpoints kept for their validation loss, besides the latest.
+      precision: "float32" or "bfloat16" (compute only; parameters stay float32).
+      seed: of initialisation and data order.
+    """
+
+    batch_size: int = 4
+    epochs: int = 50
+    steps: int = 0
+    learning_rate: float = 5e-4
+    beta1: float = 0.95
+    beta2: float = 0.999
+    gradient_clip: float = 5.0
+    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    plateau_epochs: int = 3
+    warmup_steps: int = 0
+    validate_every: int = 0
+    checkpoint_seconds: float = 300.0
+    keep_best: int = 3
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def check(self) -> None:
+        for name in ("batch_size", "plateau_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        if self.steps < 0 or self.epochs < 0 or self.validate_every < 0 or self.warmup_steps < 0 or self.keep_best < 0:
+            raise UserError("train.steps, epochs, validate_every, warmup_steps and keep_best must not be negative")
+        if not self.steps and not self.epochs:
+            raise UserError("train.steps and train.epochs are both 0: set one of them")
+        if self.learning_rate <= 0:
+            raise UserError(f"train.learning_rate={self.learning_rate}: must be positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    stft: STFTConfig = STFTConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+
+    def check(self) -> None:
+        """Raises `UserError` for values that do not fit, naming the key."""
+        for section in dataclasses.fields(self):
+            getattr(self, section.name).check()
+
+
+def config_folder() -> Path:
+    """The folder of the configs that come with the package: beside it in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def load_config(source: str | os.PathLike, overrides: Iterable[str] = ()) -> Config:
+    """Reads a config file.
+
+    Args:
+      source: path of a YAML file, or the name of a config that comes with the package, such as "paper".
+      overrides: settings that win over the file's, each "section.key=value" with the value in YAML.
+
+    Returns:
+      The checked config.
+
+    Raises:
+      UserError: no such file, no YAML, an unknown key (the nearest one is named), a wrong type, or a value that does
+        not fit.
+
+    Example:
+      >>> load_config("paper", overrides=["model.layers=2"]).model.layers
+      2
+    """
+    import yaml
+
+    path = Path(source)
+    if not path.exists():
+        shipped = config_folder() / f"{source}.yaml"
+        if not shipped.exists():
+            names = ", ".join(sorted(p.relative_to(config_folder()).with_suffix("").as_posix() for p in config_folder().rglob("*.yaml")))
+            raise UserError(f"{source}: no such config file, nor one that comes with the package ({names})")
+        path = shipped
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a config file: {error}") from error
+    config = config_from_dict({} if tree is None else tree, where=str(path))
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """Applies "section.key=value" settings to a config and checks the result."""
+    import yaml
+
+    tree: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not equals or not dot:
+            raise UserError(f"--set {item}: write it as section.key=value, such as train.batch_size=8")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {item}: the value is not YAML: {' '.join(str(error).split())}") from error
+        tree.setdefault(section, {})[name] = value
+    config = config_from_dict(tree, where="--set", base=config)
+    config.check()
+    return config
+
+
+def config_from_dict(tree: Any, *, where: str = "config", base: Config | None = None) -> Config:
+    """Fills the dataclasses from nested mappings; keys that are not named keep the value of `base` or the default."""
+    return _fill(base if base is not None else Config(), tree, where, "")
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The whole config as nested dicts of plain YAML and JSON values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_differences(a: Config, b: Config) -> list[str]:
+    """The keys in which two configs differ, each as "section.key (a's value, b's value)"."""
+    left, right = config_to_dict(a), config_to_dict(b)
+    return [
+        f"{section}.{key} ({left[section][key]} there, {right[section][key]} now)"
+        for section in left
+        for key in left[section]
+        if left[section][key] != right[section][key]
+    ]
+
+
+def _fill(base: Any, tree: Any, where: str, prefix: str) -> Any:
+    """Replaces the fields of the dataclass `base` that the mapping `tree` names, with types checked."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}: {prefix or 'the file'} must hold 'key: value' lines, not {tree!r}")
+    hints = typing.get_type_hints(type(base))
+    names = [field.name for field in dataclasses.fields(base)]
+    changes = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
+            hint = f"did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else f"known: {', '.join(names)}"
+            raise UserError(f"{where}: unknown key {name}: {hint}")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            changes[key] = _fill(current, {} if value is None else value, where, name)
+        else:
+            changes[key] = _convert(value, hints[key], where, name)
+    return dataclasses.replace(base, **changes)
+
+
+def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
+    """Checks a YAML value against a field's type; ints pass as floats, lists as tuples, a lone item as a tuple of one."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        # True == 1 in Python: compare types too.
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            raise UserError(f"{where}: {name}={value!r}: must be one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        return tuple(_convert(item, choices[0], where, name) for item in items)
+    if origin is types.UnionType:
+        if value is None and type(None) in choices:
+            return None
+        return _convert(value, next(choice for choice in choices if choice is not type(None)), where, name)
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 5e-4 as text, since it has no point.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: {name}={value!r}: must be {_TYPE_NAMES.get(hint, hint.__name__)}")
+    if hint is float and value != value:
+        raise UserError(f"{where}: {name}: must be a number, not NaN")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
