@@ -38,7 +38,7 @@ class STFTConfig:
         return self.window_samples // 2 + 1
 
     def frames(self, samples: int) -> int:
-        """Number of frames T for a signal: every sample lies under as many windows as in the middle of a long signal."""
+        """Number of frames T for a signal of that length: all whose centred window touches it."""
         return -(-(samples + self.window_samples // 2) // self.hop_samples)
 
     def check(self) -> None:
@@ -90,7 +90,7 @@ class ModelConfig:
     fusion: Literal["concatenate", "add", "gate"] = "concatenate"
     tcn_dilations: tuple[int, ...] = (1, 2, 4, 8)
     tcn_kernel: int = 3
-    dense_dilations: tuple[int, ...] = (1, 2, 4, 8)
+    dense_dilations: tuple[int, ...] = (1, 2, 4)
     outputs: Literal["both", "mask", "bias"] = "both"
     frequency_stride: Literal[2, 4] = 2
     causal: bool = False

@@ -1,0 +1,68 @@
+"""The level that signals are divided by before the network and multiplied by after it."""
+
+import jax
+import jax.numpy as jnp
+
+from saf_jax.config import STFTConfig
+
+# Frames quieter than the loudest by more than this do not count, so that pauses in a long recording do not shift it.
+GATE_DB = 40.0
+RUNNING_SECONDS = 1.0
+# -120 dB of full scale: what lies below is taken for digital silence.
+SILENCE = 1e-6
+
+
+def frame_energies(samples: jax.Array, config: STFTConfig) -> jax.Array:
+    """Mean square of each hop of samples, the last one filled with zeros: [..., N] -> [..., ceil(N / hop_samples)]."""
+    hop = config.hop_samples
+    padding = -samples.shape[-1] % hop
+    padded = jnp.pad(samples, [(0, 0)] * (samples.ndim - 1) + [(0, padding)])
+    return jnp.mean(padded.reshape(*samples.shape[:-1], -1, hop) ** 2, axis=-1)
+
+
+def gated_level(energies: jax.Array) -> jax.Array:
+    """RMS over the frames within `GATE_DB` of the loudest: [..., frames] -> [...]; 0 for silence.
+
+    Appended silence does not change it. Works on numpy arrays too.
+    """
+    loud = energies >= energies.max(axis=-1, keepdims=True) * 10 ** (-GATE_DB / 10)
+    loud &= energies > 0
+    return (jnp.sum(energies * loud, axis=-1) / jnp.maximum(loud.sum(axis=-1), 1)) ** 0.5
+
+
+def running_level(spectrum: jax.Array, config: STFTConfig, state: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Causal level: a leaky average of frame powers with a time constant of `RUNNING_SECONDS`.
+
+    The average is divided by the weight that it has gathered, so that it is unbiased from the first frame on.
+
+    Args:
+      spectrum: complex64 [..., T, F], linear domain; all leading axes are independent signals.
+      config: STFT settings.
+      state: float32 [..., 2], the leaky sums of power and of weight before the first frame; None starts a signal.
+
+    Returns:
+      Level of each frame, float32 [..., T], and the state after the last frame.
+    """
+    keep = jnp.exp(-config.hop_samples / (RUNNING_SECONDS * config.sample_rate_hz))
+    # Parseval for a one-sided spectrum; 3/8 is the mean square of the Hann window.
+    weights = jnp.full(config.bins, 2.0).at[0].set(1.0).at[-1].set(1.0)
+    power = (jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2) @ weights / (config.window_samples**2 * 3 / 8)
+    if state is None:
+        state = jnp.zeros((*power.shape[:-1], 2), power.dtype)
+
+    def step(state: jax.Array, frame_power: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = keep * state + (1 - keep) * jnp.stack([frame_power, jnp.ones_like(frame_power)], axis=-1)
+        return new, jnp.sqrt(new[..., 0] / new[..., 1])
+
+    state, levels = jax.lax.scan(step, state, jnp.moveaxis(power, -1, 0))
+    return jnp.moveaxis(levels, 0, -1), state
+
+
+def sample_level(samples: jax.Array, config: STFTConfig) -> jax.Array:
+    """Gated level of whole signals: [..., N] -> [...]; 0 for silence."""
+    return gated_level(frame_energies(samples, config))
+
+
+def safe_level(level: jax.Array) -> jax.Array:
+    """The level, or 1 where it is that of silence: what a signal can be divided by."""
+    return jnp.where(level > SILENCE, level, 1.0)

@@ -1,0 +1,64 @@
+"""What the network costs and sees, counted from the shapes of its layers, whatever implementation computes them."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from saf_jax.config import Config, ModelConfig
+from saf_jax.model.layers import DepthwiseConv, Pointwise
+from saf_jax.model.local_attention import LocalBandAttention
+from saf_jax.model.net import SAFNet
+
+
+def context_frames(model: ModelConfig) -> tuple[int, int]:
+    """Frames before and after frame t that output frame t depends on."""
+    dense = sum(model.dense_dilations)
+    layer = max(model.attention_kernel - 1, 0) // 2 + sum(model.tcn_dilations) * (model.tcn_kernel - 1) // 2
+    one_side = 2 * dense + model.layers * layer
+    return (2 * one_side, 0) if model.causal else (one_side, one_side)
+
+
+@functools.cache
+def count_costs(config: Config, frames: int | None = None) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of the network, without STFT, norms and activations.
+
+    Args:
+      config: the settings.
+      frames: number of frames T to count for; None: those of one second of audio.
+
+    Returns:
+      Number of parameters and of multiply-accumulates: 1x1 convolutions, depth-wise convolutions and the two products
+      of local attention (scores, weighted values).
+    """
+    if frames is None:
+        frames = math.ceil(config.stft.sample_rate_hz / config.stft.hop_samples)
+    total = 0
+
+    def count(call, args, kwargs, context):  # noqa: ANN001, ANN202 - flax's interceptor signature
+        nonlocal total
+        out = call(*args, **kwargs)
+        module = context.module
+        if context.method_name != "__call__":
+            return out
+        if isinstance(module, Pointwise):
+            total += math.prod(out.shape) * sum(x.shape[-1] for x in args)
+        elif isinstance(module, DepthwiseConv):
+            total += math.prod(out.shape) * module.time_taps * module.frequency_taps
+        elif isinstance(module, LocalBandAttention):
+            total += 2 * math.prod(out.shape) * module.config.local_window
+        return out
+
+    spectrum = jax.ShapeDtypeStruct((1, frames, config.stft.bins), jnp.complex64)
+    model = SAFNet(config.model)
+    with nn.intercept_methods(count):
+        variables = jax.eval_shape(model.init, jax.random.key(0), spectrum)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])), total
+
+
+def count_macs_per_second(config: Config) -> float:
+    """Multiply-accumulates for one second of audio, frames counted exactly where the hop does not divide a second."""
+    frames = math.ceil(config.stft.sample_rate_hz / config.stft.hop_samples)
+    return count_costs(config, frames)[1] * config.stft.sample_rate_hz / config.stft.hop_samples / frames

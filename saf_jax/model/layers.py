@@ -1,0 +1,165 @@
+"""The few building blocks that all modules share. Arrays are [B, T, F, C] throughout."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from saf_jax.config import ModelConfig
+from saf_jax.model.depthwise import depthwise_conv2d
+
+DEVICES = "devices"
+"""Name of the axis over which batch norm shares its statistics, where the training step maps over it."""
+
+
+def apply_mask(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Zeroes what lies beyond the end of each signal; called before every operation that mixes time.
+
+    Args:
+      x: [B, T, F, C].
+      mask: [B, T, 1, 1], 1 within the signal and 0 beyond; None for signals that fill T.
+    """
+    return x if mask is None else x * mask.astype(x.dtype)
+
+
+class Pointwise(nn.Module):
+    """1 x 1 convolution of one array or of several, as if they were concatenated along C.
+
+    A sum of matrix products instead of a product of a concatenation: the concatenated array is never written.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        sizes = [x.shape[-1] for x in inputs]
+        kernel = self.param("kernel", self.kernel_init, (sum(sizes), self.features))
+        start, out = 0, None
+        for x, size in zip(inputs, sizes):
+            part = x.astype(self.dtype) @ kernel[start : start + size].astype(self.dtype)
+            out = part if out is None else out + part
+            start += size
+        if self.use_bias:
+            out = out + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        return out
+
+
+class DepthwiseConv(nn.Module):
+    """Depth-wise convolution over time and frequency with zeros beyond the edges; see `depthwise_conv2d`.
+
+    Attributes:
+      time_taps, frequency_taps: odd sizes of the kernel.
+      time_dilation: frames between the taps in time.
+      causal: all taps in time look back.
+    """
+
+    time_taps: int
+    frequency_taps: int
+    time_dilation: int = 1
+    causal: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        channels = x.shape[-1]
+        taps = self.time_taps * self.frequency_taps
+        kernel = self.param(
+            "kernel",
+            nn.initializers.normal(taps**-0.5),
+            (self.time_taps, self.frequency_taps, channels),
+        )
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        x = apply_mask(x.astype(self.dtype), mask)
+        y = depthwise_conv2d(x, kernel.astype(self.dtype), time_dilation=self.time_dilation, causal=self.causal)
+        return y + bias.astype(self.dtype)
+
+
+class PReLU(nn.Module):
+    """max(x, 0) + a min(x, 0) with a learnt slope a for each channel (He et al., arXiv 1502.01852)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],)).astype(x.dtype)
+        return jnp.where(x >= 0, x, slope * x)
+
+
+class Norm(nn.Module):
+    """Normalisation of the kind that the config names, with a learnt scale and bias for each channel.
+
+    "layer", "group" and "instance" take their statistics within one frame, so that neither padding nor later frames can
+    change them; "batch" uses the valid frames of the whole batch, over all devices, in training, and stored averages
+    at inference.
+    """
+
+    config: ModelConfig
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        x = x.astype(jnp.float32)
+        kind = self.config.norm
+        if kind == "batch":
+            mean, variance = self._batch_statistics(x, mask, train)
+            normal = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+        elif kind == "group":
+            grouped = x.reshape(*x.shape[:-1], self.config.norm_groups, -1)
+            normal = _standardise(grouped, (-3, -1)).reshape(x.shape)
+        else:
+            normal = _standardise(x, (-1,) if kind == "layer" else (-2,))
+        return (normal * scale + bias).astype(self.dtype)
+
+    def _batch_statistics(self, x: jax.Array, mask: jax.Array | None, train: bool) -> tuple[jax.Array, jax.Array]:
+        channels = x.shape[-1]
+        stored_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        stored_variance = self.variable("batch_stats", "variance", jnp.ones, (channels,))
+        if not train:
+            return stored_mean.value, stored_variance.value
+        weight = jnp.ones((*x.shape[:2], 1, 1)) if mask is None else mask.astype(jnp.float32)
+        sums = (jnp.sum(x * weight, (0, 1, 2)), jnp.sum(x**2 * weight, (0, 1, 2)), jnp.sum(weight) * x.shape[2])
+        if self.axis_name is not None and not self.is_initializing():
+            sums = jax.lax.psum(sums, self.axis_name)
+        mean = sums[0] / sums[2]
+        variance = jnp.maximum(sums[1] / sums[2] - mean**2, 0.0)
+        if not self.is_initializing():
+            stored_mean.value = 0.99 * stored_mean.value + 0.01 * jax.lax.stop_gradient(mean)
+            stored_variance.value = 0.99 * stored_variance.value + 0.01 * jax.lax.stop_gradient(variance)
+        return mean, variance
+
+
+def _standardise(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    mean = jnp.mean(x, axes, keepdims=True)
+    centred = x - mean
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes, keepdims=True) + 1e-5)
+
+
+class DenseBlock(nn.Module):
+    """Densely connected depth-wise separable convolutions, dilated in time.
+
+    Each convolution sees the block's input and all outputs before it: 1x1 to C, 3x3 depth-wise, norm, PReLU. The 1x1
+    comes first, so that the depth-wise part works on C channels instead of on the growing concatenation.
+
+    References:
+      DB-AIAT, arXiv 2110.06467, figure 2 (dilated dense block), made separable.
+    """
+
+    config: ModelConfig
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        features = [x]
+        for i, dilation in enumerate(self.config.dense_dilations):
+            y = Pointwise(self.config.width, use_bias=False, dtype=self.dtype, name=f"pointwise_{i}")(*features)
+            y = DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask)
+            y = Norm(self.config, self.axis_name, self.dtype, name=f"norm_{i}")(y, mask, train)
+            features.append(PReLU(name=f"prelu_{i}")(y))
+        return features[-1]

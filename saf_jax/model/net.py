@@ -1,0 +1,70 @@
+"""The whole network: compressed noisy spectrum in, compressed estimate of the clean spectrum out."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from saf_jax.config import ModelConfig
+from saf_jax.features import magnitude_phase_real_imaginary
+from saf_jax.model.decoder import SpectrumDecoder
+from saf_jax.model.encoder import SpectrumEncoder
+from saf_jax.model.fusion import SAFLayer, StreamFusion
+
+
+class SAFNet(nn.Module):
+    """Spectrum Attention Fusion network (arXiv 2308.02263).
+
+    Attributes:
+      config: the network's settings.
+      axis_name: name of a mapped axis over which batch norm shares its statistics in training.
+      dtype: of the computation between input and output; parameters, norms and outputs are float32.
+    """
+
+    config: ModelConfig
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, spectrum: jax.Array, frames: jax.Array | None = None, train: bool = False) -> jax.Array:
+        """Estimates the clean spectrum.
+
+        Args:
+          spectrum: complex64 [B, T, F], compressed domain, of a signal at unit level.
+          frames: int32 [B], number of frames of each signal; what lies beyond is zeroed before every operation that
+            mixes time, so that padding never changes the result. None: all T.
+          train: batch norm takes the batch's statistics (apply with `mutable=["batch_stats"]`).
+
+        Returns:
+          complex64 [B, T, F], compressed domain: `mask * magnitude * exp(i phase) + bias`; frames beyond `frames` are 0.
+        """
+        mask = None
+        if frames is not None:
+            mask = (jnp.arange(spectrum.shape[1]) < frames[:, None])[:, :, None, None]
+        magnitude, phase, real, imaginary = magnitude_phase_real_imaginary(spectrum)
+
+        parts = dict(config=self.config, axis_name=self.axis_name, dtype=self.dtype)
+        inputs = {
+            "both": {"magnitude_phase": [magnitude, phase], "complex": [real, imaginary]},
+            "magnitude_phase": {"magnitude_phase": [magnitude, phase]},
+            "magnitude": {"magnitude": [magnitude]},
+            "complex": {"complex": [real, imaginary]},
+        }[self.config.streams]
+        streams = [
+            SpectrumEncoder(**parts, name=f"encoder_{name}")(jnp.stack(parts_in, -1), mask, train)
+            for name, parts_in in inputs.items()
+        ]
+        x = StreamFusion(self.config, self.dtype, name="fusion")(streams)
+        for i in range(self.config.layers):
+            x = SAFLayer(**parts, name=f"layer_{i}")(x, mask, train)
+
+        estimate_real, estimate_imaginary = jnp.zeros_like(real), jnp.zeros_like(imaginary)
+        bands = spectrum.shape[-1]
+        if self.config.outputs != "bias":
+            gain = nn.sigmoid(SpectrumDecoder(**parts, bands=bands, channels=1, name="mask_decoder")(x, mask, train))
+            # magnitude * cos(phase) is the real part, magnitude * sin(phase) the imaginary part: no angle is needed.
+            estimate_real, estimate_imaginary = gain[..., 0] * real, gain[..., 0] * imaginary
+        if self.config.outputs != "mask":
+            bias = SpectrumDecoder(**parts, bands=bands, channels=2, name="bias_decoder")(x, mask, train)
+            estimate_real, estimate_imaginary = estimate_real + bias[..., 0], estimate_imaginary + bias[..., 1]
+        estimate = jax.lax.complex(estimate_real, estimate_imaginary)
+        return estimate if mask is None else estimate * mask[..., 0]
