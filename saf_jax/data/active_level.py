@@ -1,0 +1,98 @@
+"""Active speech level: how loud speech is while somebody speaks, pauses left out.
+
+References:
+  ITU-T Recommendation P.56 (12/2011), method B.
+"""
+
+import math
+
+import numpy as np
+
+TIME_CONSTANT_SECONDS = 0.03
+HANGOVER_SECONDS = 0.2
+MARGIN_DB = 15.9
+# Thresholds are a factor of 2 apart, from full scale down to half a step of 16-bit samples.
+_THRESHOLDS = 2.0 ** np.arange(-16.0, 1.0)
+
+
+def active_level(samples: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
+    """Active speech level and activity factor.
+
+    The envelope of the samples is compared with thresholds that are 6.02 dB apart. For each threshold the level of the
+    signal over the time that the envelope lies above it (and 0.2 s longer) follows; the active level is the one that
+    lies 15.9 dB above its own threshold, found by linear interpolation in dB.
+
+    Args:
+      samples: float [N], full scale 1.
+      sample_rate_hz: rate of `samples`.
+
+    Returns:
+      Level in dB relative to a square wave of full scale (a full-scale sine has -3.01 dB), and the part of the time
+      that is active, 0 to 1. Silence, and a signal that never rises above its own noise by the margin, have the level
+      -inf and the activity 0.
+
+    References:
+      ITU-T P.56 (12/2011), method B, annex B.
+    """
+    samples = np.asarray(samples, np.float64)
+    if samples.ndim != 1:
+        raise ValueError(f"samples must be [N], not {list(samples.shape)}")
+    energy = float(samples @ samples)
+    if energy <= 0:
+        return -math.inf, 0.0
+    active_samples = _samples_above(_envelope(samples, sample_rate_hz), round(HANGOVER_SECONDS * sample_rate_hz))
+    reached = active_samples > 0
+    if not reached.any():
+        return -math.inf, 0.0
+    levels = 10 * np.log10(energy / active_samples[reached])
+    margins = levels - 20 * np.log10(_THRESHOLDS[reached])
+    # The margin falls as the threshold rises; the first threshold below the wanted margin ends the search.
+    below = np.flatnonzero(margins <= MARGIN_DB)
+    if len(below) == 0:
+        level = levels[-1]
+    elif below[0] == 0:
+        level = levels[0]
+    else:
+        high = int(below[0])
+        part = (margins[high - 1] - MARGIN_DB) / (margins[high - 1] - margins[high])
+        level = levels[high - 1] + part * (levels[high] - levels[high - 1])
+    return float(level), float(min(1.0, energy / len(samples) / 10 ** (level / 10)))
+
+
+def active_level_db(samples: np.ndarray, sample_rate_hz: int) -> float:
+    """Active speech level alone, see `active_level`."""
+    return active_level(samples, sample_rate_hz)[0]
+
+
+def rms_db(samples: np.ndarray) -> float:
+    """Level over all samples, in dB relative to a square wave of full scale; -inf for silence."""
+    samples = np.asarray(samples, np.float64)
+    power = float(samples @ samples) / max(1, len(samples))
+    return 10 * math.log10(power) if power > 0 else -math.inf
+
+
+def snr_db(clean: np.ndarray, noise: np.ndarray, sample_rate_hz: int) -> float:
+    """Signal-to-noise ratio as Voice Bank + DEMAND states it: P.56 level of the speech minus RMS level of the noise."""
+    return active_level_db(clean, sample_rate_hz) - rms_db(noise)
+
+
+def _envelope(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Rectified samples, smoothed twice with a time constant of 30 ms: [N] -> [N]."""
+    from scipy.signal import lfilter
+
+    decay = math.exp(-1.0 / (TIME_CONSTANT_SECONDS * sample_rate_hz))
+    # Both first-order filters in one pass.
+    return lfilter([(1 - decay) ** 2], [1.0, -2 * decay, decay**2], np.abs(samples))
+
+
+def _samples_above(envelope: np.ndarray, hangover_samples: int) -> np.ndarray:
+    """How many samples lie above each threshold or within the hangover after such a sample: [N] -> [thresholds]."""
+    from scipy.ndimage import maximum_filter1d
+
+    # A sample counts when the largest envelope of the last `hangover_samples` and itself reaches the threshold.
+    size = hangover_samples + 1
+    held = maximum_filter1d(envelope, size, origin=(size - 1) - size // 2, mode="constant", cval=0.0)
+    # Thresholds are powers of 2: the binary exponent counts those that a value reaches.
+    exponents = np.frexp(held)[1]
+    counts = np.bincount(np.clip(exponents + 16, 0, len(_THRESHOLDS)), minlength=len(_THRESHOLDS) + 1)
+    return counts[::-1].cumsum()[::-1][1:]
