@@ -9,9 +9,6 @@ import jax.numpy as jnp
 from saf_jax.config import ModelConfig
 from saf_jax.model.depthwise import depthwise_conv2d
 
-DEVICES = "devices"
-"""Name of the axis over which batch norm shares its statistics, where the training step maps over it."""
-
 
 def apply_mask(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Zeroes what lies beyond the end of each signal; called before every operation that mixes time.

@@ -1,0 +1,116 @@
+"""Weights by name or path."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from saf_jax.config import Config
+from saf_jax.errors import UserError
+
+
+DEFAULT = "saf-tiny"
+"""The shipped weights that are taken where none are named."""
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    folder = Path(__file__).parent / "weights"
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
+
+
+def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
+    """Loads a trained network.
+
+    Args:
+      source: a shipped name, a training run's folder (its best checkpoint is taken), or a weights file written by
+        `save_weights`. None takes the shipped default.
+
+    Returns:
+      The config and the variables of `SAFNet(config.model)`.
+
+    Raises:
+      UserError: unknown name, or a damaged or foreign file or folder.
+    """
+    if source is None:
+        if DEFAULT not in shipped_weights():
+            raise UserError("no weights come with this version: name a training run or a weights file with --weights")
+        source = DEFAULT
+    path = Path(source)
+    shipped = Path(__file__).parent / "weights" / f"{source}.safetensors"
+    if path.is_dir():
+        from saf_jax.checkpoint import load_best
+
+        return load_best(path)
+    if path.is_file():
+        return load_weights_file(path)
+    if shipped.is_file():
+        return load_weights_file(shipped)
+    names = ", ".join(shipped_weights()) or "none yet"
+    raise UserError(f"{source}: no such run folder or weights file, nor shipped weights (shipped: {names})")
+
+
+def save_weights(path: str | os.PathLike, config: Config, variables: Any, metadata: dict[str, str] | None = None) -> None:
+    """Writes weights, config and metadata as one safetensors file, atomically.
+
+    Args:
+      path: the file.
+      config: the network's settings; stored whole.
+      variables: nested dicts of arrays.
+      metadata: further text entries, such as a model card.
+    """
+    import json
+
+    import numpy as np
+    from flax import traverse_util
+    from safetensors.numpy import save_file
+
+    from saf_jax.config import config_to_dict
+    from saf_jax.files import atomic_path
+    from saf_jax.version import __version__
+
+    flat = {key: np.ascontiguousarray(value) for key, value in traverse_util.flatten_dict(variables, sep="/").items()}
+    entries = {
+        **(metadata or {}),
+        "format": FORMAT,
+        "saf_jax_version": __version__,
+        "config": json.dumps(config_to_dict(config)),
+    }
+    with atomic_path(path) as temporary:
+        save_file(flat, temporary, metadata=entries)
+
+
+FORMAT = "saf_jax weights 1"
+
+
+def load_weights_file(path: str | os.PathLike) -> tuple[Config, Any]:
+    """Reads a file that `save_weights` wrote; refuses anything else in one line."""
+    import json
+
+    import jax
+    import jax.numpy as jnp
+    from flax import traverse_util
+    from safetensors import SafetensorError, safe_open
+
+    from saf_jax.config import config_from_dict
+    from saf_jax.model.net import SAFNet
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: is no weights file or is damaged ({error}): fetch or export it again") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: is not a weights file that this version reads ({metadata.get('format', 'no format named')}; "
+            f"needed: {FORMAT}): export it again, or update saf_jax"
+        )
+    config = config_from_dict(json.loads(metadata["config"]), where=str(path))
+    config.check()
+    variables = traverse_util.unflatten_dict(flat, sep="/")
+    spectrum = jax.ShapeDtypeStruct((1, 8, config.stft.bins), jnp.complex64)
+    wanted = jax.eval_shape(SAFNet(config.model).init, jax.random.key(0), spectrum)
+    shapes = traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.shape, wanted), sep="/")
+    if shapes != {key: value.shape for key, value in flat.items()}:
+        raise UserError(f"{path}: its arrays do not fit its config: the file is damaged; fetch or export it again")
+    return config, variables

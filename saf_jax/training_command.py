@@ -1,0 +1,23 @@
+"""The command `train` (and train.py): flags in, `train_and_evaluate` behind."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a config file, or the name of one that comes with the package")
+    parser.add_argument("--workdir", required=True, help="folder of the run; called again with it, training resumes")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="change settings")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from saf_jax.config import load_config
+    from saf_jax.training import train_and_evaluate
+
+    config = load_config(args.config, [item for group in args.set for item in group])
+    result = train_and_evaluate(config, args.workdir, quiet=args.quiet)
+    loss = "" if result["valid_loss"] is None else f", validation loss {result['valid_loss']:.5f}"
+    print(f"{args.workdir}: step {result['step']} of {result['steps']}{loss}")
+    if result["preempted"]:
+        print("stopped by SIGTERM; the same command resumes")
+    return 0
