@@ -119,27 +119,122 @@ class ModelConfig:
 class DataConfig:
     """Where recordings lie. Folders hold wav, flac or other audio, read at any rate and as one channel.
 
+    Training takes ready pairs from `train_clean` and `train_noisy`; where `train_noisy` is empty, it mixes the speech
+    of `train_clean` with `train_noise`, anew in each epoch, as the section `mixing` says.
+
     Attributes:
       train_clean: folders of clean training speech.
-      train_noisy: folders with the noisy versions, file for file of the same names.
+      train_noisy: folders with the noisy versions, file for file of the same names, in the order of `train_clean`.
+      train_noise: folders of noise for mixing.
+      train_rir: folders of room impulse responses for mixing; may be empty.
       valid_clean: folders of clean speech that checkpoints are chosen on.
       valid_noisy: their noisy versions.
       crop_seconds: length of a training example.
       workers: processes that prepare examples beside the training; 0 prepares them in the training process.
+      cache_gb: memory that decoded recordings may take; what needs more is decoded again for every example.
+      cache_folder: folder where decoded recordings are kept from run to run as memory-mapped files, whatever their
+        size; empty keeps them in memory only.
     """
 
     train_clean: tuple[str, ...] = ()
     train_noisy: tuple[str, ...] = ()
+    train_noise: tuple[str, ...] = ()
+    train_rir: tuple[str, ...] = ()
     valid_clean: tuple[str, ...] = ()
     valid_noisy: tuple[str, ...] = ()
     crop_seconds: float = 3.0
     workers: int = 0
+    cache_gb: float = 8.0
+    cache_folder: str = ""
 
     def check(self) -> None:
         if self.crop_seconds <= 0:
             raise UserError(f"data.crop_seconds={self.crop_seconds}: must be positive")
         if self.workers < 0:
             raise UserError(f"data.workers={self.workers}: must not be negative")
+        if self.cache_gb < 0:
+            raise UserError(f"data.cache_gb={self.cache_gb}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class MixingConfig:
+    """How speech and noise are mixed on the fly (`saf_jax.data.mixing`). Names without a unit are probabilities.
+
+    The signal-to-noise ratio is the P.56 active level of the dry (or early reverberant) speech minus the RMS level of
+    the noise over the example, as in Voice Bank + DEMAND.
+
+    Attributes:
+      snr_db: bounds of the ratio, drawn evenly between them.
+      near_clean: examples whose ratio is drawn from `near_clean_snr_db` instead.
+      near_clean_snr_db: bounds of the ratio of such examples.
+      speech_free: examples of noise alone, whose target is silence.
+      more_noises: that another noise joins the ones drawn so far, up to `most_noises`.
+      most_noises: largest number of noises at once.
+      babble: that a noise is babble of 3 to 8 other recordings of the clean pool.
+      generated: that a noise is a generated one (`saf_jax.data.noises`).
+      impulses: that sparse clicks and knocks are added to the noise.
+      noise_transform: that a recorded noise is changed: speed, direction of time, spectrum, gusts.
+      intermittent: that a noise is there for a part of the example only.
+      reverberation: that the speech is put into a room of `train_rir`.
+      early_ms: the target keeps this much of the impulse response after the direct sound.
+      noise_reverberation: that the noise of such an example is put into the same room.
+      speed: that speech is played faster or slower, pitch included.
+      speed_factor: bounds of the factor.
+      equaliser: that the recording, noise and target alike, goes through a random smooth equaliser.
+      equaliser_db: largest gain and loss of the equaliser.
+      band_limit: that the recording, target alike, loses what lies above a random frequency.
+      band_limit_hz: bounds of that frequency.
+      clipping: that the noisy recording is clipped; the target is not.
+      clipping_part: bounds of the part of the samples that lie beyond the clipping level.
+      level: that the level of the recording, target alike, is drawn from `level_db`; else speech keeps its own.
+      level_db: bounds of the active level of the speech.
+    """
+
+    snr_db: tuple[float, ...] = (-5.0, 20.0)
+    near_clean: float = 0.05
+    near_clean_snr_db: tuple[float, ...] = (25.0, 45.0)
+    speech_free: float = 0.03
+    more_noises: float = 0.25
+    most_noises: int = 3
+    babble: float = 0.1
+    generated: float = 0.15
+    impulses: float = 0.05
+    noise_transform: float = 0.5
+    intermittent: float = 0.1
+    reverberation: float = 0.2
+    early_ms: float = 50.0
+    noise_reverberation: float = 0.5
+    speed: float = 0.3
+    speed_factor: tuple[float, ...] = (0.88, 1.12)
+    equaliser: float = 0.3
+    equaliser_db: float = 9.0
+    band_limit: float = 0.1
+    band_limit_hz: tuple[float, ...] = (3000.0, 7500.0)
+    clipping: float = 0.05
+    clipping_part: tuple[float, ...] = (0.0005, 0.02)
+    level: float = 1.0
+    level_db: tuple[float, ...] = (-40.0, -18.0)
+
+    def check(self) -> None:
+        for field in dataclasses.fields(self):
+            value, name = getattr(self, field.name), f"mixing.{field.name}"
+            if isinstance(value, tuple):
+                if len(value) != 2 or value[0] > value[1]:
+                    raise UserError(f"{name}={list(value)}: must be two numbers, the lower bound first")
+            elif isinstance(value, float) and not name.endswith(("_db", "_ms")) and not 0 <= value <= 1:
+                raise UserError(f"{name}={value}: is a probability: must lie in [0, 1]")
+        if self.most_noises < 1:
+            raise UserError(f"mixing.most_noises={self.most_noises}: must be at least 1")
+        if self.babble + self.generated > 1:
+            raise UserError("mixing.babble and mixing.generated: their sum must not exceed 1")
+        if self.early_ms < 0 or self.equaliser_db < 0:
+            raise UserError("mixing.early_ms and mixing.equaliser_db must not be negative")
+        if not 0.25 <= self.speed_factor[0] <= self.speed_factor[1] <= 4:
+            raise UserError(f"mixing.speed_factor={list(self.speed_factor)}: must lie in [0.25, 4]")
+        if self.band_limit_hz[0] < 100:
+            raise UserError(f"mixing.band_limit_hz={list(self.band_limit_hz)}: must be at least 100")
+        if not 0 <= self.clipping_part[0] <= self.clipping_part[1] < 0.5:
+            raise UserError(f"mixing.clipping_part={list(self.clipping_part)}: must lie in [0, 0.5)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +315,7 @@ class Config:
     stft: STFTConfig = STFTConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    mixing: MixingConfig = MixingConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
 
