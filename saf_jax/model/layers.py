@@ -140,8 +140,10 @@ def _standardise(x: jax.Array, axes: Sequence[int]) -> jax.Array:
 class DenseBlock(nn.Module):
     """Densely connected depth-wise separable convolutions, dilated in time.
 
-    Each convolution sees the block's input and all outputs before it: 1x1 to C, 3x3 depth-wise, norm, PReLU. The 1x1
-    comes first, so that the depth-wise part works on C channels instead of on the growing concatenation.
+    Each convolution sees the block's input and all outputs before it: 1x1 to C, norm, PReLU, 3x3 depth-wise. The 1x1
+    comes first, so that the depth-wise part works on C channels instead of on the growing concatenation; the norm comes
+    before the depth-wise part, because its statistics then are those of a matrix product, which is in memory anyway
+    (XLA would compute the depth-wise sum once for each statistic: measured 1.5 to 1.7 times slower on CPU).
 
     References:
       DB-AIAT, arXiv 2110.06467, figure 2 (dilated dense block), made separable.
@@ -153,10 +155,11 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        """[B, T, F, C] -> [B, T, F, C]."""
         features = [x]
         for i, dilation in enumerate(self.config.dense_dilations):
             y = Pointwise(self.config.width, use_bias=False, dtype=self.dtype, name=f"pointwise_{i}")(*features)
-            y = DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask)
             y = Norm(self.config, self.axis_name, self.dtype, name=f"norm_{i}")(y, mask, train)
-            features.append(PReLU(name=f"prelu_{i}")(y))
+            y = PReLU(name=f"prelu_{i}")(y)
+            features.append(DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask))
         return features[-1]
