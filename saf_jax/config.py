@@ -126,6 +126,7 @@ class DataConfig:
       train_clean: folders of clean training speech.
       train_noisy: folders with the noisy versions, file for file of the same names, in the order of `train_clean`.
       train_noise: folders of noise for mixing.
+      train_noise_weights: how often each of these folders is drawn, relative to the others; empty goes by seconds.
       train_rir: folders of room impulse responses for mixing; may be empty.
       valid_clean: folders of clean speech that checkpoints are chosen on.
       valid_noisy: their noisy versions.
@@ -139,6 +140,7 @@ class DataConfig:
     train_clean: tuple[str, ...] = ()
     train_noisy: tuple[str, ...] = ()
     train_noise: tuple[str, ...] = ()
+    train_noise_weights: tuple[float, ...] = ()
     train_rir: tuple[str, ...] = ()
     valid_clean: tuple[str, ...] = ()
     valid_noisy: tuple[str, ...] = ()
@@ -154,6 +156,12 @@ class DataConfig:
             raise UserError(f"data.workers={self.workers}: must not be negative")
         if self.cache_gb < 0:
             raise UserError(f"data.cache_gb={self.cache_gb}: must not be negative")
+        weights = self.train_noise_weights
+        if weights and (len(weights) != len(self.train_noise) or min(weights) < 0 or sum(weights) <= 0):
+            raise UserError(
+                f"data.train_noise_weights={list(weights)}: name one for each of the {len(self.train_noise)} folders "
+                "of data.train_noise, none negative, at least one above 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def active_level(samples: np.ndarray, sample_rate_hz: int) -> tuple[float, float
     samples = np.asarray(samples, np.float64)
     if samples.ndim != 1:
         raise ValueError(f"samples must be [N], not {list(samples.shape)}")
-    energy = float(samples @ samples)
+    energy = _energy(samples)
     if energy <= 0:
         return -math.inf, 0.0
     active_samples = _samples_above(_envelope(samples, sample_rate_hz), round(HANGOVER_SECONDS * sample_rate_hz))
@@ -66,14 +66,18 @@ def active_level_db(samples: np.ndarray, sample_rate_hz: int) -> float:
 
 def rms_db(samples: np.ndarray) -> float:
     """Level over all samples, in dB relative to a square wave of full scale; -inf for silence."""
-    samples = np.asarray(samples, np.float64)
-    power = float(samples @ samples) / max(1, len(samples))
+    power = _energy(samples) / max(1, len(samples))
     return 10 * math.log10(power) if power > 0 else -math.inf
 
 
 def snr_db(clean: np.ndarray, noise: np.ndarray, sample_rate_hz: int) -> float:
     """Signal-to-noise ratio as Voice Bank + DEMAND states it: P.56 level of the speech minus RMS level of the noise."""
     return active_level_db(clean, sample_rate_hz) - rms_db(noise)
+
+
+def _energy(samples: np.ndarray) -> float:
+    # Not a dot product: BLAS would wake its threads for it and keep the cores from the training.
+    return float(np.square(samples, dtype=np.float64).sum())
 
 
 def _envelope(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:

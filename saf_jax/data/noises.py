@@ -115,7 +115,7 @@ def wind(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndar
     rumble = _unit(_shaped(rng, samples, sample_rate_hz, lambda f: 1 / (1 + (f / 150) ** 2)))
     whistle_hz = rng.uniform(400, 1200)
     rush = _unit(_shaped(rng, samples, sample_rate_hz, lambda f: 1 / (1 + (2 * f / whistle_hz - 2) ** 2)))
-    gust = _slow(rng, samples, sample_rate_hz, rng.uniform(0.4, 1.5))
+    gust = slow_curve(rng, samples, sample_rate_hz, rng.uniform(0.4, 1.5))
     return _unit(rumble * np.exp(0.8 * gust) + rng.uniform(0.1, 0.6) * rush * np.exp(1.3 * gust))
 
 
@@ -125,14 +125,16 @@ def drill(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.nda
     orders = np.arange(1, int(0.45 * sample_rate_hz / (1.3 * base_hz)))
     buzz = _harmonics(rng, samples, sample_rate_hz, base_hz, orders**-0.7 * rng.uniform(0.2, 1, len(orders)), 0.04)
     grind = _shaped(rng, samples, sample_rate_hz, lambda f: np.minimum(1.0, (f / 2500) ** 1.5))
-    return _unit(buzz + rng.uniform(0.2, 0.9) * _unit(grind * np.exp(0.5 * _slow(rng, samples, sample_rate_hz, 6.0))))
+    return _unit(
+        buzz + rng.uniform(0.2, 0.9) * _unit(grind * np.exp(0.5 * slow_curve(rng, samples, sample_rate_hz, 6.0)))
+    )
 
 
 def surf(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndarray:
     """Waves on a beach: broad noise that swells over seconds and falls back, brightest at the break."""
     dark = _unit(_shaped(rng, samples, sample_rate_hz, lambda f: 1 / (1 + (f / 400) ** 1.5)))
     bright = _unit(_shaped(rng, samples, sample_rate_hz, lambda f: np.minimum(1.0, f / 1500)))
-    swell = _slow(rng, samples, sample_rate_hz, rng.uniform(0.25, 0.7))
+    swell = slow_curve(rng, samples, sample_rate_hz, rng.uniform(0.25, 0.7))
     return _unit(dark * np.exp(0.5 * swell) + rng.uniform(0.2, 0.7) * bright * np.exp(1.2 * swell))
 
 
@@ -144,10 +146,16 @@ def fire(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndar
     return _unit(_unit(ring) + rng.uniform(0.2, 0.8) * _unit(rumble))
 
 
+def knocks(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndarray:
+    """Single clicks, knocks and drops of things, a few a second, each with a ring between dull and sharp."""
+    blows = _impulses(rng, samples, rng.uniform(0.3, 6) / sample_rate_hz, heaviness=0.7)
+    return _unit(_resonances(blows, sample_rate_hz, _pitches(rng, 150, 6000, 4), np.exp(rng.uniform(-8, -4, 4))))
+
+
 KINDS: dict[str, Noise] = {
     noise.__name__: noise for noise in (hiss, hum, rain, machinery, keys, music, birds, wind, drill, surf, fire)
 }
-"""All generated kinds of noise by name."""
+"""The steady kinds of generated noise by name."""
 
 
 def babble(rng: np.random.Generator, voices: list[np.ndarray], samples: int) -> np.ndarray:
@@ -196,12 +204,12 @@ def _shaped(
     return irfft(spectrum * gain(frequencies).astype(np.float32), size)[:samples]
 
 
-def _slow(rng: np.random.Generator, samples: int, sample_rate_hz: int, rate_hz: float) -> np.ndarray:
+def slow_curve(rng: np.random.Generator, samples: int, sample_rate_hz: int, rate_hz: float) -> np.ndarray:
     """A smooth random curve with mean 0 and deviation 1 that turns about `rate_hz` times a second."""
     knots = rng.standard_normal(int(samples / sample_rate_hz * 2 * rate_hz) + 4)
-    place = np.arange(samples) / sample_rate_hz * 2 * rate_hz + rng.uniform(0, 1)
-    left = place.astype(int)
-    blend = (1 - np.cos(np.pi * (place - left))) / 2
+    place = np.arange(samples) * (2 * rate_hz / sample_rate_hz) + rng.uniform(0, 1)
+    left = place.astype(np.int64)
+    blend = (1 - np.cos(((place - left) * np.pi).astype(np.float32))) / 2
     return knots[left] * (1 - blend) + knots[left + 1] * blend
 
 
@@ -209,7 +217,9 @@ def _harmonics(
     rng: np.random.Generator, samples: int, sample_rate_hz: int, base_hz: float, amplitudes: np.ndarray, waver: float
 ) -> np.ndarray:
     """Harmonics of a base whose frequency wavers by the part `waver`, with RMS 1; those above Nyquist are left out."""
-    angle = 2 * np.pi * np.cumsum(base_hz * (1 + waver * _slow(rng, samples, sample_rate_hz, 2.0))) / sample_rate_hz
+    angle = (
+        2 * np.pi * np.cumsum(base_hz * (1 + waver * slow_curve(rng, samples, sample_rate_hz, 2.0))) / sample_rate_hz
+    )
     turn = np.exp(1j * angle)
     power = np.ones(samples, complex)
     total = np.zeros(samples)

@@ -12,10 +12,9 @@ import numpy as np
 
 from saf_jax import audio
 from saf_jax.config import Config
+from saf_jax.data.examples import MixedExamples, PairedExamples, common_length, list_all_pairs
 from saf_jax.data.recordings import Storage
 from saf_jax.errors import UserError
-
-_LARGEST_MISMATCH = 0.01
 
 
 class ValidationPair(NamedTuple):
@@ -24,14 +23,6 @@ class ValidationPair(NamedTuple):
     name: str
     clean: np.ndarray
     noisy: np.ndarray
-
-
-class Example(NamedTuple):
-    """One training example, float32 [N] each, and the files that it comes from."""
-
-    clean: np.ndarray
-    noisy: np.ndarray
-    files: list[str]
 
 
 def training_batches(config: Config, *, process_index: int = 0, process_count: int = 1) -> "Batches":
@@ -76,7 +67,7 @@ def describe_examples(config: Config, index: np.ndarray | list[int]) -> list[str
     """
     examples = _examples(config, cached=False)
     order = _order(config, len(examples))
-    return [" + ".join(examples.make(int(position), int(order[int(position)])).files) for position in index]
+    return [examples.make(int(position), int(order[int(position)])).sources for position in index]
 
 
 def validation_pairs(config: Config) -> list[ValidationPair]:
@@ -87,12 +78,12 @@ def validation_pairs(config: Config) -> list[ValidationPair]:
     """
     if not config.data.valid_clean:
         raise UserError("data.valid_clean is empty: name a folder of clean validation speech (and data.valid_noisy)")
-    pairs = _list_all_pairs(config.data.valid_clean, config.data.valid_noisy, "valid")
+    pairs = list_all_pairs(config.data.valid_clean, config.data.valid_noisy, "valid")
     rate = config.stft.sample_rate_hz
 
     def read(pair: audio.Pair) -> ValidationPair:
         clean, noisy = audio.read_mono(pair.clean, rate), audio.read_mono(pair.noisy, rate)
-        length = _common_length(pair, len(clean), len(noisy))
+        length = common_length(pair, len(clean), len(noisy))
         return ValidationPair(pair.name, clean[:length], noisy[:length])
 
     return [read(pair) for pair in pairs]
@@ -176,7 +167,7 @@ class Batches:
 class _Make:
     """Makes an example and pads it to the crop's length; a class, so that it can be sent to workers."""
 
-    def __init__(self, examples: "PairedExamples", crop_samples: int):
+    def __init__(self, examples: PairedExamples | MixedExamples, crop_samples: int):
         self._examples = examples
         self._crop_samples = crop_samples
 
@@ -191,67 +182,11 @@ class _Make:
         }
 
 
-class PairedExamples:
-    """Crops of clean recordings and of their noisy versions."""
-
-    def __init__(self, pairs: list[audio.Pair], storage: Storage, crop_samples: int, seed: int):
-        self._clean = storage.open([pair.clean for pair in pairs])
-        self._noisy = storage.open([pair.noisy for pair in pairs])
-        lengths = [_common_length(*both) for both in zip(pairs, self._clean.lengths, self._noisy.lengths)]
-        self._crops = Crops(np.array(lengths, np.int64), crop_samples)
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._crops)
-
-    def make(self, position: int, number: int) -> Example:
-        """Example `number` of an epoch, at `position` of the endless sequence."""
-        rng = np.random.default_rng([self._seed, 1, position])
-        file, start, count = self._crops.draw(rng, number)
-        return Example(
-            self._clean.read(file, start, count),
-            self._noisy.read(file, start, count),
-            [str(self._clean.files[file]), str(self._noisy.files[file])],
-        )
-
-    def close(self) -> None:
-        self._clean.close()
-        self._noisy.close()
-
-
-class Crops:
-    """Which part of which recording an example is.
-
-    A recording gives as many examples per epoch as crops fit into it (at least one), each from its own stretch of the
-    recording, so that long recordings are heard as thoroughly as short ones.
-    """
-
-    def __init__(self, lengths: np.ndarray, crop_samples: int):
-        self._lengths = lengths
-        self._crop_samples = crop_samples
-        self._counts = np.maximum(1, np.round(lengths / crop_samples).astype(np.int64))
-        self._ends = np.cumsum(self._counts)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def draw(self, rng: np.random.Generator, number: int) -> tuple[int, int, int]:
-        """Recording, first sample and number of samples of example `number` of an epoch."""
-        number = number % len(self)
-        file = int(np.searchsorted(self._ends, number, side="right"))
-        count = int(min(self._lengths[file], self._crop_samples))
-        room = int(self._lengths[file]) - count
-        parts = int(self._counts[file])
-        part = number - int(self._ends[file]) + parts
-        low, high = room * part // parts, room * (part + 1) // parts
-        return file, int(rng.integers(low, high + 1)), count
-
-
 def _crop_samples(config: Config) -> int:
     return max(1, round(config.data.crop_seconds * config.stft.sample_rate_hz))
 
 
-def _examples(config: Config, *, cached: bool = True, shared: bool = False) -> "PairedExamples":
+def _examples(config: Config, *, cached: bool = True, shared: bool = False) -> PairedExamples | MixedExamples:
     """The training set; `cached=False` looks at headers only, for questions that need no audio."""
     data = config.data
     storage = Storage(
@@ -263,8 +198,10 @@ def _examples(config: Config, *, cached: bool = True, shared: bool = False) -> "
     if not data.train_clean:
         raise UserError("data.train_clean is empty: name a folder of clean training speech")
     if data.train_noisy:
-        pairs = _list_all_pairs(data.train_clean, data.train_noisy, "train")
+        pairs = list_all_pairs(data.train_clean, data.train_noisy, "train")
         return PairedExamples(pairs, storage, _crop_samples(config), config.train.seed)
+    if data.train_noise:
+        return MixedExamples(config, storage, _crop_samples(config))
     raise UserError("data.train_noisy and data.train_noise are empty: name noisy versions, or noise to mix with")
 
 
@@ -280,39 +217,9 @@ def _shuffle_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 0]).generate_state(1)[0])
 
 
-def _list_all_pairs(clean: tuple[str, ...], noisy: tuple[str, ...], part: str) -> list[audio.Pair]:
-    if len(clean) != len(noisy):
-        raise UserError(
-            f"data.{part}_clean names {len(clean)} folders, data.{part}_noisy {len(noisy)}: name them in pairs"
-        )
-    return [pair for folders in zip(clean, noisy) for pair in audio.list_pairs(*folders)]
-
-
-def _common_length(pair: audio.Pair, clean_samples: int, noisy_samples: int) -> int:
-    """The shorter length of a pair; up to 1 % of difference is taken for the ends' trimming."""
-    short, long = sorted((int(clean_samples), int(noisy_samples)))
-    if long - short > _LARGEST_MISMATCH * long:
-        raise UserError(
-            f"{pair.clean} has {clean_samples} samples, {pair.noisy} has {noisy_samples}: they are no pair: "
-            "put the right file in its place"
-        )
-    return short
-
-
 def _parse_absl_flags() -> None:
     """grain's workers read absl's flags, which nobody parses outside of absl's own programs."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-__all__ = [
-    "Batches",
-    "Example",
-    "ValidationPair",
-    "describe_examples",
-    "examples_per_epoch",
-    "training_batches",
-    "validation_pairs",
-]
