@@ -6,8 +6,6 @@ good for a demonstration and for tests, not for figures that compare networks.
 
 import json
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +16,11 @@ from saf_jax.data import noises
 from saf_jax.data.active_level import active_level_db
 from saf_jax.data.espeak import SAMPLE_RATE_HZ as SPOKEN_RATE_HZ
 from saf_jax.data.espeak import Utterance, synthesize
+from saf_jax.data.folders import whole_folder
 from saf_jax.data.manifest import FILE_NAME, write_manifest
+from saf_jax.data.mixing import gain_for_snr
 from saf_jax.data.sentences import compose
 from saf_jax.errors import UserError
-from saf_jax.files import make_folder, user_errors
 
 SAMPLE_RATE_HZ = 16000
 TRAIN_NOISES = ("hiss", "hum", "rain", "machinery", "keys", "music", "birds", "babble")
@@ -83,20 +82,9 @@ def make_demo_corpus(folder: str | os.PathLike, seed: int = 0) -> DemoCorpus:
     marker = {"format": "saf-jax demo corpus", "version": _VERSION, "seed": seed, "files": _SIZES}
     if _is_complete(folder, marker):
         return corpus
-    make_folder(folder.parent)
-    with user_errors(folder):
-        if folder.exists() and not _is_ours(folder):
-            raise UserError(f"{folder}: exists and is no demo corpus: name another folder or empty this one")
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        try:
-            partial.chmod(0o755)
-            _make(partial, seed)
-            (partial / _MARKER).write_text(json.dumps(marker) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder, _is_ours) as partial:
+        _make(partial, seed)
+        (partial / _MARKER).write_text(json.dumps(marker) + "\n")
     return corpus
 
 
@@ -111,9 +99,9 @@ def _is_complete(folder: Path, marker: dict) -> bool:
 
 
 def _is_ours(folder: Path) -> bool:
-    """True for an empty folder and for one that holds nothing but parts of a demo corpus."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
-    return not names or (_MARKER in names and names <= {*_SIZES, _MARKER, FILE_NAME})
+    """True for a folder that holds nothing but parts of a demo corpus."""
+    names = {path.name for path in folder.iterdir()}
+    return _MARKER in names and names <= {*_SIZES, _MARKER, FILE_NAME}
 
 
 class _Example(NamedTuple):
@@ -168,8 +156,7 @@ def _make(folder: Path, seed: int) -> None:
             noise = noises.KINDS[example.noise](rng, len(clean), SAMPLE_RATE_HZ)
         level_db = active_level_db(clean, SAMPLE_RATE_HZ)
         clean = clean * 10 ** ((rng.uniform(-32, -20) - level_db) / 20)
-        # The noise has RMS 1.
-        noise = noise * 10 ** ((active_level_db(clean, SAMPLE_RATE_HZ) - example.snr_db) / 20)
+        noise = noise * gain_for_snr(clean, noise, example.snr_db, SAMPLE_RATE_HZ)
         gain = min(1.0, 0.98 / max(np.abs(clean).max(), np.abs(clean + noise).max()))
         voice = example.voice.replace("+", "-")
         name = f"{voice}_{example.noise}_{index:03d}.wav"

@@ -19,6 +19,7 @@ from saf_jax.data.active_level import active_level_db, rms_db
 
 # Speech below this level is taken for silence: there is nothing to hold a ratio to.
 _SILENCE_DB = -80.0
+_USUAL_LEVEL_DB = -26.0
 _PEAK = 0.99
 _OCTAVES = 11
 
@@ -238,24 +239,25 @@ def draw_mixture(
         colour = draw_colour(rng, equaliser_db, band_limit_hz)
         clean, wet, noise = colour_all([clean, wet, noise], colour, sample_rate_hz)
         said.append("coloured")
-    speech_db, noise_db = active_level_db(clean, sample_rate_hz), rms_db(noise)
-    if not math.isfinite(noise_db):
-        noise = noises.hiss(rng, samples, sample_rate_hz)
-        names, noise_db = [*names, "hiss"], 0.0
-    if math.isfinite(speech_db):
-        gain = 1.0 if level_db is None else 10 ** ((level_db - speech_db) / 20)
-        noise_gain = gain * 10 ** ((speech_db - noise_db - snr_db) / 20)
-    else:
+    if not math.isfinite(rms_db(noise)):
+        noise, names = noises.hiss(rng, samples, sample_rate_hz), [*names, "hiss"]
+    if level_db is not None and math.isfinite(rms_db(clean)):
+        gain = np.float32(10 ** ((level_db - rms_db(clean)) / 20))
+        clean, wet = clean * gain, wet * gain
+    # Measured after the last gain: P.56 compares with fixed thresholds, so that levels do not follow gains exactly.
+    try:
+        noise = noise * np.float32(gain_for_snr(clean, noise, snr_db, sample_rate_hz))
+    except ValueError:
         # No speech to hold the ratio to: the noise is as loud as it would be beside speech of the drawn level.
-        gain, noise_gain = 1.0, 10 ** (((-26.0 if level_db is None else level_db) - noise_db - snr_db) / 20)
+        speech_db = _USUAL_LEVEL_DB if level_db is None else level_db
+        noise = noise * np.float32(10 ** ((speech_db - rms_db(noise) - snr_db) / 20))
         clean = wet = np.zeros(samples, np.float32)
         snr_db = -math.inf
-    noise = noise * np.float32(noise_gain)
-    clean = clean * np.float32(gain)
-    noisy = wet * np.float32(gain) + noise
+    noisy = wet + noise
     peak = max(float(np.abs(noisy).max()), float(np.abs(clean).max()))
     if peak > _PEAK:
         clean, noisy, noise = (signal * np.float32(_PEAK / peak) for signal in (clean, noisy, noise))
+        snr_db = active_level_db(clean, sample_rate_hz) - rms_db(noise)
     if rng.random() < config.clipping:
         noisy = clip(noisy, float(rng.uniform(*config.clipping_part)))
         said.append("clipped")

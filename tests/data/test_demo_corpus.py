@@ -110,11 +110,11 @@ def test_interrupted_corpus_leaves_nothing_behind(tmp_path, small, monkeypatch):
 
 def test_foreign_folder_is_left_alone(tmp_path, small):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"exists and is no demo corpus"):
+    with pytest.raises(UserError, match=r"exists and holds something else"):
         demo_corpus.make_demo_corpus(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"exists and is no demo corpus"):
+    with pytest.raises(UserError, match=r"exists and holds something else"):
         demo_corpus.make_demo_corpus(tmp_path / "file")
 
 

@@ -1,0 +1,257 @@
+"""`saf-jax mix`: a fixed test set of mixtures, the same for everybody who gives the same seed and files."""
+
+import argparse
+import json
+import math
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from saf_jax import audio
+from saf_jax.data import noises
+from saf_jax.data.active_level import active_level_db, rms_db
+from saf_jax.data.folders import labels, whole_folder
+from saf_jax.data.manifest import FILE_NAME, write_manifest
+from saf_jax.data.mixing import gain_for_snr, reverberate
+from saf_jax.errors import UserError
+
+_MARKER = "mix.json"
+_COLUMNS = ("file", "clean_file", "speaker", "noise", "noise_file", "rir_file", "snr_db", "seconds")
+_PEAK = 0.99
+_TRIES = 20
+
+
+class MixSettings(NamedTuple):
+    """What a test set is made of; see the options of `saf-jax mix`."""
+
+    clean: Path
+    noise: Path
+    out: Path
+    snr_db: tuple[float, ...]
+    rir: Path | None = None
+    grid: bool = False
+    files: int = 0
+    seed: int = 0
+    sample_rate_hz: int = 16000
+    level_db: float = -26.0
+    early_ms: float = 50.0
+    format: str = "flac"
+
+
+class _Plan(NamedTuple):
+    name: str
+    speech: Path
+    speaker: str
+    noise: Path
+    kind: str
+    room: Path | None
+    snr_db: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    # "-5,0,5" is a value, not an option: argparse knows that of single negative numbers only.
+    parser._negative_number_matcher = re.compile(r"^-\d[\d.,-]*$")
+    parser.add_argument("--clean", type=Path, required=True, metavar="DIR", help="clean speech")
+    parser.add_argument(
+        "--noise", type=Path, required=True, metavar="DIR", help="noise; subfolders or a table name its kinds"
+    )
+    parser.add_argument(
+        "--rir", type=Path, metavar="DIR", help="room impulse responses; the target keeps the early part"
+    )
+    parser.add_argument("--snr", required=True, metavar="DB,DB", help="signal-to-noise ratios, such as -5,0,5,10")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="new folder: clean, noisy, noise, manifest"
+    )
+    parser.add_argument("--grid", action="store_true", help="every file in every kind of noise; else kinds take turns")
+    parser.add_argument(
+        "--files", type=int, default=0, metavar="N", help="take N clean files, evenly spread; default all"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of noises, places and rooms")
+    parser.add_argument("--rate", type=int, default=16000, metavar="HZ", help="of what is written")
+    parser.add_argument("--level", type=float, default=-26.0, metavar="DB", help="active level of the speech")
+    parser.add_argument("--early-ms", type=float, default=50.0, metavar="MS", help="early part of a room's sound")
+    parser.add_argument("--format", choices=("flac", "wav"), default="flac")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    try:
+        ratios = tuple(float(item) for item in args.snr.split(","))
+    except ValueError as error:
+        raise UserError(f"--snr {args.snr}: write numbers with commas between them, such as -5,0,5,10") from error
+    settings = MixSettings(
+        args.clean, args.noise, args.out, ratios, args.rir, args.grid, args.files, args.seed, args.rate, args.level,
+        args.early_ms, args.format,
+    )  # fmt: skip
+    count, made = make_mixtures(settings)
+    print(f"{args.out}: {count} mixtures" + ("" if made else " are there already"))
+    print(f"score: saf-jax eval --weights NAME --clean {args.out / 'clean'} --noisy {args.out / 'noisy'} --out RESULTS")
+    return 0
+
+
+def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
+    """Writes a test set: `out/clean`, `out/noisy` and `out/noise` (16 bit, equal names) and `out/manifest.csv`.
+
+    The signal-to-noise ratio is the P.56 active level of the clean stem minus the RMS level of the noise stem. Each
+    clean file meets each ratio; kinds of noise take turns so that every kind meets every ratio about equally often, or,
+    with `grid`, each file meets each kind at each ratio.
+
+    Returns:
+      The number of mixtures, and whether they had to be made; the same settings and files find the finished set.
+
+    Raises:
+      UserError: a folder or file is bad, a recording is silent, or the output cannot be written.
+    """
+    _check(settings)
+    plans = _plan(settings)
+    marker = _marker(settings)
+    if _read_marker(settings.out) == marker and (settings.out / FILE_NAME).is_file():
+        return len(plans), False
+    with whole_folder(settings.out, lambda folder: _read_marker(folder) is not None) as folder:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            rows = list(pool.map(lambda item: _make(folder, settings, *item), enumerate(plans)))
+        write_manifest(folder / FILE_NAME, _COLUMNS, rows)
+        (folder / _MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+    return len(plans), True
+
+
+def _check(settings: MixSettings) -> None:
+    if not settings.snr_db or not all(math.isfinite(value) for value in settings.snr_db):
+        raise UserError("--snr: name at least one ratio in dB, such as -5,0,5,10")
+    if len(set(settings.snr_db)) < len(settings.snr_db):
+        raise UserError("--snr: names a ratio twice: name each once")
+    if settings.files < 0 or settings.seed < 0 or settings.early_ms < 0:
+        raise UserError("--files, --seed and --early-ms must not be negative")
+    if not 1000 <= settings.sample_rate_hz <= 192000:
+        raise UserError(f"--rate {settings.sample_rate_hz}: must lie between 1000 and 192000 Hz")
+    if not -60 <= settings.level_db <= -5:
+        raise UserError(f"--level {settings.level_db}: must lie between -60 and -5 dB")
+
+
+def _plan(settings: MixSettings) -> list[_Plan]:
+    speakers = _speakers(settings.clean)
+    speech = sorted(speakers)
+    if settings.files and settings.files < len(speech):
+        speech = [speech[index * len(speech) // settings.files] for index in range(settings.files)]
+    by_kind: dict[str, list[Path]] = {}
+    for file, kind in labels(settings.noise).items():
+        by_kind.setdefault(kind, []).append(file)
+    kinds = sorted(by_kind)
+    rooms = audio.list_audio(settings.rir) if settings.rir else []
+    plans = []
+    for number, file in enumerate(speech):
+        for step, snr_db in enumerate(settings.snr_db):
+            for kind in kinds if settings.grid else [kinds[(number + step) % len(kinds)]]:
+                rng = np.random.default_rng([settings.seed, 1, len(plans)])
+                stem = file.relative_to(settings.clean).with_suffix("").as_posix().replace("/", "-")
+                plans.append(
+                    _Plan(
+                        f"{stem}_{_plain(kind)}_{snr_db:g}dB",
+                        file,
+                        speakers[file],
+                        by_kind[kind][rng.integers(len(by_kind[kind]))],
+                        kind,
+                        rooms[rng.integers(len(rooms))] if rooms else None,
+                        snr_db,
+                    )
+                )
+    names = [plan.name for plan in plans]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{settings.clean}: two files would give the mixture {twice}: rename one")
+    return plans
+
+
+def _speakers(folder: Path) -> dict[Path, str]:
+    """Speakers where a table or subfolders tell them, else empty."""
+    named = labels(folder)
+    flat = all(label in (file.stem, "noise") for file, label in named.items())
+    return dict.fromkeys(named, "") if flat else named
+
+
+def _plain(kind: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", kind) or "noise"
+
+
+def _make(folder: Path, settings: MixSettings, number: int, plan: _Plan) -> tuple:
+    rate = settings.sample_rate_hz
+    rng = np.random.default_rng([settings.seed, 2, number])
+    clean = wet = audio.read_mono(plan.speech, rate)
+    if plan.room is not None:
+        wet, clean = reverberate(clean, audio.read_mono(plan.room, rate), rate, settings.early_ms)
+    speech_db = active_level_db(clean, rate)
+    if not math.isfinite(speech_db):
+        raise UserError(f"{plan.speech}: is silent: no ratio can be held to it: remove it")
+    source = audio.read_mono(plan.noise, rate)
+    for _ in range(_TRIES):
+        noise = noises.take(rng, source, len(clean))
+        if rms_db(noise) > -100:
+            break
+    else:
+        raise UserError(f"{plan.noise}: is silent where it was tried, {_TRIES} times: remove it")
+    stems = _stems(clean, wet - clean, noise, plan.snr_db, 10 ** ((settings.level_db - speech_db) / 20), rate)
+    held = active_level_db(stems["clean"], rate) - rms_db(stems["noise"])
+    if not abs(held - plan.snr_db) <= 0.1:
+        raise UserError(
+            f"{plan.speech} with {plan.noise}: 16 bits hold {held:.2f} dB instead of {plan.snr_db:g}: choose a ratio "
+            "nearer to 0 or another --level"
+        )
+    for kind, samples in stems.items():
+        audio.write(folder / kind / f"{plan.name}.{settings.format}", audio.Audio(samples, rate, subtype="PCM_16"))
+    return (
+        f"noisy/{plan.name}.{settings.format}",
+        plan.speech.relative_to(settings.clean).as_posix(),
+        plan.speaker,
+        plan.kind,
+        plan.noise.relative_to(settings.noise).as_posix(),
+        plan.room.relative_to(settings.rir).as_posix() if plan.room else "",
+        f"{plan.snr_db:g}",
+        f"{len(clean) / rate:.3f}",
+    )
+
+
+def _stems(
+    clean: np.ndarray, late: np.ndarray, noise: np.ndarray, snr_db: float, gain: float, rate: int
+) -> dict[str, np.ndarray]:
+    """Target, noise and their mixture in steps of 16 bits, as loud as `gain` wants and full scale allows."""
+    for _ in range(10):
+        # Levels are measured on what is written: P.56 compares with fixed thresholds and does not follow gains exactly.
+        target = _rounded(clean * gain)
+        added = _rounded(noise * gain_for_snr(target, noise, snr_db, rate))
+        # The mixture is the sum of the rounded stems: it holds what they state.
+        noisy = target + _rounded(late * gain) + added
+        peak = max(float(np.abs(stem).max()) for stem in (target, added, noisy))
+        if peak <= 1 - 2**-15:
+            break
+        gain *= _PEAK / peak
+    return {"clean": target, "noise": added, "noisy": noisy}
+
+
+def _rounded(samples: np.ndarray) -> np.ndarray:
+    return (np.rint(samples * 32768) / 32768).astype(np.float32)
+
+
+def _marker(settings: MixSettings) -> dict:
+    """What tells one test set from another: the settings, and names and sizes of the files."""
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings._asdict().items()}
+    plain.pop("out")
+    folders = [folder for folder in (settings.clean, settings.noise, settings.rir) if folder]
+    files = [
+        [file.relative_to(folder).as_posix(), file.stat().st_size]
+        for folder in folders
+        for file in audio.list_audio(folder)
+    ]
+    return json.loads(json.dumps({"made_by": "saf-jax mix", "version": 1, **plain, "sources": files}))
+
+
+def _read_marker(folder: Path) -> dict | None:
+    try:
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and marker.get("made_by") == "saf-jax mix" else None

@@ -1,0 +1,149 @@
+"""`saf-jax mix`: reproducible test sets that hold what their manifest says."""
+
+import csv
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+from speechlike import speechlike
+
+from saf_jax import cli
+from saf_jax.audio import read
+from saf_jax.data.active_level import snr_db
+
+
+@pytest.fixture
+def command(pools, tmp_path):
+    def run(*options, out="out", clean=pools / "clean", noise=pools / "noise", snr="-5,0,10"):
+        words = ["mix", "--clean", clean, "--noise", noise, "--snr", snr, "--out", tmp_path / out, *options]
+        return cli.main([str(word) for word in words])
+
+    return run
+
+
+def manifest(folder):
+    with (folder / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("rooms", [False, True])
+def test_stems_hold_the_stated_ratio(command, pools, tmp_path, rooms):
+    assert command(*(["--rir", pools / "rir"] if rooms else [])) == 0
+    rows = manifest(tmp_path / "out")
+    assert len(rows) == 9 * 3
+    for row in rows:
+        noisy, clean, noise = (
+            read(tmp_path / "out" / row["file"].replace("noisy/", f"{kind}/")) for kind in ("noisy", "clean", "noise")
+        )
+        assert noisy.sample_rate_hz == 16000 and noisy.subtype == clean.subtype == "PCM_16"
+        assert snr_db(clean.samples[:, 0], noise.samples[:, 0], 16000) == pytest.approx(float(row["snr_db"]), abs=0.1)
+        late = (noisy.samples - clean.samples - noise.samples)[:, 0]
+        assert (np.abs(late).max() > 1e-3) == rooms
+        assert np.abs(noisy.samples).max() < 1
+        assert float(row["seconds"]) == pytest.approx(len(noisy.samples) / 16000, abs=1e-3)
+        assert (pools / "clean" / row["clean_file"]).is_file() and (pools / "noise" / row["noise_file"]).is_file()
+        assert bool(row["rir_file"]) == rooms
+    cells = Counter((row["noise"], row["snr_db"]) for row in rows)
+    assert len(cells) == 4 * 3 and max(cells.values()) - min(cells.values()) <= 1
+
+
+def test_same_seed_same_bytes(command, tmp_path):
+    def content(name):
+        return {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.suffix in (".flac", ".csv")
+        }
+
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert command("--seed", seed, out=name) == 0
+    assert content("a") == content("b")
+    assert content("a") != content("c")
+
+
+def test_grid_and_files_and_format(command, tmp_path):
+    assert command("--grid", "--files", 2, "--format", "wav", "--rate", 8000, "--level", -20) == 0
+    rows = manifest(tmp_path / "out")
+    assert len(rows) == 2 * 3 * 4
+    assert {Counter(row["clean_file"] for row in rows)[row["clean_file"]] for row in rows} == {12}
+    assert read(tmp_path / "out" / rows[0]["file"]).sample_rate_hz == 8000
+    assert rows[0]["file"].endswith(".wav")
+
+
+def test_kinds_come_from_table_or_subfolders(command, pools, tmp_path):
+    noise = tmp_path / "noises"
+    for kind in ("street", "café"):
+        (noise / kind).mkdir(parents=True)
+        soundfile.write(noise / kind / "x.wav", 0.1 * np.random.default_rng(0).standard_normal(9000), 16000)
+    assert command(noise=noise, out="a") == 0
+    assert {row["noise"] for row in manifest(tmp_path / "a")} == {"street", "café"}
+    (tmp_path / "noises.tsv").write_text("file\tlabel\nstreet/x.wav\tRoad\ncafé/x.wav\tBar\n", encoding="utf-8")
+    assert command(noise=noise, out="b") == 0
+    assert {row["noise"] for row in manifest(tmp_path / "b")} == {"Road", "Bar"}
+
+
+def test_finished_set_is_found_and_other_settings_replace_it(command, tmp_path, capsys):
+    assert command() == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.flac")}
+    assert command() == 0
+    assert "are there already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.flac")}
+    assert command(snr="3") == 0
+    assert {row["snr_db"] for row in manifest(tmp_path / "out")} == {"3"}
+    assert len(list((tmp_path / "out" / "noisy").iterdir())) == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snr": "loud"}, "--snr loud: write numbers"),
+        ({"snr": "5,5"}, "names a ratio twice"),
+        ({"snr": "inf"}, "name at least one ratio"),
+        ({"noise": "nowhere"}, "nowhere: no such folder"),
+        ({"clean": "silent"}, "zero.wav: is silent"),
+        ({"noise": "silent"}, "zero.wav: is silent where it was tried"),
+        ({"out": "taken"}, "taken: exists and holds something else"),
+        ({"snr": "80"}, "16 bits hold"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(command, tmp_path, capsys, options, message):
+    (tmp_path / "silent").mkdir()
+    soundfile.write(tmp_path / "silent" / "zero.wav", np.zeros(8000), 16000)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for key in ("noise", "clean"):
+        if key in options:
+            options = {**options, key: tmp_path / options[key]}
+    assert command(**options) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_two_files_of_one_name_are_refused(command, tmp_path, capsys):
+    for name in ("a/b.wav", "a-b.wav"):
+        path = tmp_path / "speech" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, speechlike(np.random.default_rng(0), 8000), 16000)
+    assert command("--grid", clean=tmp_path / "speech") == 2
+    assert "two files would give the mixture a-b_" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("SAF_AUDIO" not in os.environ, reason="SAF_AUDIO does not name a folder of real recordings")
+def test_real_recordings(command, tmp_path):
+    """Impulsive noises and very low ratios are where a peak limit and 16 bits could spoil the ratio."""
+    folder = os.environ["SAF_AUDIO"]
+    assert command("--files", "6", clean=f"{folder}/test/clean", noise=f"{folder}/test/noise", snr="-10,-5,0,15") == 0
+    rows = manifest(tmp_path / "out")
+    assert len(rows) == 24
+    assert len({row["noise"] for row in rows}) >= 8 and len({row["speaker"] for row in rows}) == 5
+    for row in rows:
+        clean, noise = (
+            read(tmp_path / "out" / row["file"].replace("noisy/", f"{kind}/")).samples[:, 0]
+            for kind in ("clean", "noise")
+        )
+        assert snr_db(clean, noise, 16000) == pytest.approx(float(row["snr_db"]), abs=0.1)
