@@ -12,6 +12,7 @@ References:
 
 import dataclasses
 import functools
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from typing import get_args
@@ -44,6 +45,7 @@ __all__ = [
     "CompositeScale",
     "Scores",
     "UndefinedMetricError",
+    "check_packages",
     "composite",
     "llr",
     "score",
@@ -149,10 +151,9 @@ def wb_pesq(clean: np.ndarray, enhanced: np.ndarray, sample_rate_hz: int = SAMPL
       UndefinedMetricError: no speech in the reference, or less than a quarter of a second.
       UserError: the package is missing, or another sample rate.
     """
-    try:
-        import pesq
-    except ImportError as error:
-        raise UserError("WB-PESQ needs the package pesq (and a C compiler): pip install 'saf-jax[eval]'") from error
+    check_packages()
+    import pesq
+
     if sample_rate_hz != SAMPLE_RATE_HZ:
         raise UserError(f"sample_rate_hz={sample_rate_hz}: WB-PESQ needs {SAMPLE_RATE_HZ} Hz: resample first")
     clean, enhanced = checked_pair(clean, enhanced)
@@ -168,6 +169,12 @@ def wb_pesq(clean: np.ndarray, enhanced: np.ndarray, sample_rate_hz: int = SAMPL
     except (pesq.PesqError, ValueError) as error:
         # ValueError: the package stumbles over a status of its own that is NaN.
         raise UndefinedMetricError(f"PESQ failed ({error})") from error
+
+
+def check_packages() -> None:
+    """Raises `UserError` where a package that the metrics need is missing."""
+    if importlib.util.find_spec("pesq") is None:
+        raise UserError("WB-PESQ needs the package pesq (and a C compiler): pip install 'saf-jax[eval]'")
 
 
 def stoi_percent(clean: np.ndarray, enhanced: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> float:

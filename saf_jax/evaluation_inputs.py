@@ -1,0 +1,123 @@
+"""What an evaluation is given: which files belong together, what they hold, and whether the folders look right."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saf_jax import audio, conditions
+from saf_jax.errors import UserError
+from saf_jax.metrics import SAMPLE_RATE_HZ
+
+LOG_NAME = "log_testset.txt"
+"""The log of Voice Bank + DEMAND; taken by itself where it lies beside the clean or the noisy folder."""
+
+_SWAP_SAMPLE_FILES = 16
+_SWAP_MARGIN_DB = 1.0
+
+
+def match_enhanced(folder: Path, pairs: Sequence[audio.Pair]) -> tuple[dict[str, Path], list[str]]:
+    """Finds the enhanced file of each pair.
+
+    Returns:
+      Paths by name of the pair (pairs without such a file are left out), and remarks.
+
+    Raises:
+      UserError: no such folder, or none of its files belongs to a pair.
+    """
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in audio.list_audio(folder)}
+    names = {pair.name for pair in pairs}
+    matched = {name: path for name, path in found.items() if name in names}
+    if not matched:
+        raise UserError(
+            f"{folder}: no file is named like a clean one (such as {pairs[0].name}): give files of the same names"
+        )
+    remarks = []
+    if extra := len(found) - len(matched):
+        remarks.append(f"{extra} files in {folder} have no clean file of that name: passed over")
+    return matched, remarks
+
+
+def find_conditions(
+    pairs: Sequence[audio.Pair],
+    clean: Path,
+    noisy: Path,
+    log_file: str | os.PathLike | None,
+    manifest: str | os.PathLike | None,
+) -> tuple[conditions.Conditions, list[str]]:
+    """Conditions of the pairs from the named files; without any, from a log that lies beside the data's folders.
+
+    Returns:
+      The conditions, and remarks.
+
+    Raises:
+      UserError: a named file cannot be read, or tells nothing about any pair.
+    """
+    known: conditions.Conditions = {}
+    remarks = []
+    sources = [(conditions.read_log, log_file), (conditions.read_manifest, manifest)]
+    if log_file is None and manifest is None:
+        beside = [folder.resolve().parent / LOG_NAME for folder in (noisy, clean)]
+        sources = [(conditions.read_log, next((path for path in beside if path.is_file()), None))]
+    for read, path in sources:
+        if path is None:
+            continue
+        matched = conditions.match(read(path), [pair.name for pair in pairs])
+        if not matched:
+            raise UserError(f"{path}: names none of the files in {clean} (such as {pairs[0].name}): give its own log")
+        if len(matched) < len(pairs):
+            remarks.append(f"{path} says nothing about {len(pairs) - len(matched)} of {len(pairs)} files")
+        for file, entry in matched.items():
+            known[file] = known.get(file, {}) | entry
+    return known, remarks
+
+
+def suspicions(clean: Path, noisy: Path, pairs: Sequence[audio.Pair]) -> list[str]:
+    """What looks wrong about the two folders: one given twice, or clean and noisy swapped."""
+    if os.path.samefile(clean, noisy):
+        return [
+            f"--clean and --noisy are the same folder ({clean}): figures for the noisy input are those of clean speech"
+        ]
+    sample = pairs[:: max(1, len(pairs) // _SWAP_SAMPLE_FILES)]
+    differences = []
+    for pair in sample:
+        try:
+            clean_range, noisy_range = (
+                dynamic_range_db(audio.read_mono(path, SAMPLE_RATE_HZ)) for path in (pair.clean, pair.noisy)
+            )
+        except UserError:
+            # Is reported when the file is scored.
+            continue
+        differences.append(clean_range - noisy_range)
+    swapped = sum(difference < -_SWAP_MARGIN_DB for difference in differences)
+    if swapped * 2 > len(differences):
+        return [
+            f"the files in --clean ({clean}) are noisier than those in --noisy ({noisy}) in {swapped} of "
+            f"{len(differences)} pairs looked at: are the two folders swapped?"
+        ]
+    return []
+
+
+def dynamic_range_db(samples: np.ndarray) -> float:
+    """Level of the loud frames over that of the quiet ones (95th and 10th percentile of 20 ms), which noise narrows."""
+    frame = SAMPLE_RATE_HZ // 50
+    frames = samples[: len(samples) // frame * frame].astype(np.float64).reshape(-1, frame)
+    if not len(frames):
+        return 0.0
+    level_db = 10.0 * np.log10(np.square(frames).mean(axis=1) + 1e-12)
+    loud, quiet = np.percentile(level_db, [95, 10])
+    return float(loud - quiet)
+
+
+def command_line(arguments: Mapping[str, object]) -> str:
+    """The command that gives the same evaluation, from the arguments of `saf_jax.evaluation.evaluate`."""
+    import shlex
+
+    words = ["saf-jax", "eval"]
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            words.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                words.append(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    return shlex.join(words)
