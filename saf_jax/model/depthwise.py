@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 IMPLEMENTATIONS = ("lax", "shift", "fft")
@@ -96,10 +97,12 @@ def _kernel_gradient(x, gradient, kernel_size, dilation, before, implementation)
     arguments = {"kernel_size": kernel_size, "dilation": dilation, "before": before}
     if implementation is not None:
         return _KERNEL_GRADIENT[implementation](x, gradient, **arguments)
+    few_taps = kernel_size[0] * kernel_size[1] <= _MOST_TAPS_TO_SHIFT
+    on_cpu = _kernel_gradient_shift if few_taps else _kernel_gradient_fft
     return lax.platform_dependent(
         x,
         gradient,
-        cpu=functools.partial(_kernel_gradient_fft, **arguments),
+        cpu=functools.partial(on_cpu, **arguments),
         default=functools.partial(_kernel_gradient_lax, **arguments),
     )
 
@@ -129,8 +132,9 @@ def _accumulator(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _padded(x, kernel_size, dilation, before):
-    time, frequency = _padding(kernel_size, dilation, before)
+def _padded(x, time, frequency):
+    # A pad is also what makes XLA's CPU backend write its input once: any other point-wise operation before the taps
+    # would be fused into the sum and computed again for each tap.
     return jnp.pad(x, ((0, 0), time, frequency, (0, 0))).astype(_accumulator(x))
 
 
@@ -155,52 +159,106 @@ def _kernel_gradient_lax(x, gradient, kernel_size, dilation, before):
     return pull_back(gradient)[0]
 
 
-# shift: one multiply-add per tap.
+# shift: one multiply-add per tap. XLA fuses the taps of a pass into one loop over the output, with the channels as its
+# vector. Past some 120 taps LLVM gives up vectorising it (70 times slower), and the weights and the rows of `x` that a
+# pass touches should stay in the first-level cache, so a large kernel takes several passes of whole rows.
+
+_TAPS_PER_PASS = 49
 
 
 def _correlate_shift(x, kernel, dilation, before):
     (kh, kw), (frames, bands) = kernel.shape[:2], x.shape[1:3]
-    padded, weights = _padded(x, kernel.shape, dilation, before), kernel.astype(_accumulator(x))
-    total = None
-    for i in range(kh):
-        for j in range(kw):
-            tap = padded[:, i * dilation : i * dilation + frames, j : j + bands] * weights[i, j]
-            total = tap if total is None else total + tap
-        if i < kh - 1:
-            # One loop over all taps of an 11 x 11 kernel takes LLVM half a minute; a loop per row takes it a second.
-            total = lax.optimization_barrier(total)
-    return total.astype(x.dtype)
+    passes = -(-kh // max(1, _TAPS_PER_PASS // kw))
+    rows = -(-kh // passes)
+    surplus = passes * rows - kh
+    (past, future), frequency = _padding(kernel.shape, dilation, before)
+    padded = _padded(x, (past, future + surplus * dilation), frequency)
+    weights = jnp.pad(kernel.astype(padded.dtype), ((0, surplus), (0, 0), (0, 0)))
+
+    def sum_of_rows(padded, weights):
+        total = None
+        for i in range(rows):
+            # A sum of its own per row: shorter chains of dependent additions.
+            row = None
+            for j in range(kw):
+                tap = padded[:, i * dilation : i * dilation + frames, j : j + bands] * weights[i, j]
+                row = tap if row is None else row + tap
+            total = row if total is None else total + row
+        return total
+
+    if passes == 1:
+        return sum_of_rows(padded, weights).astype(x.dtype)
+
+    def add_pass(index, total):
+        first = index * rows
+        window = lax.dynamic_slice_in_dim(padded, first * dilation, frames + (rows - 1) * dilation, axis=1)
+        return total + sum_of_rows(window, lax.dynamic_slice_in_dim(weights, first, rows, axis=0))
+
+    return lax.fori_loop(0, passes, add_pass, jnp.zeros(x.shape, padded.dtype)).astype(x.dtype)
+
+
+# The kernel's gradient by taps: products summed over `step` neighbouring bands in registers, then over the rest. XLA
+# emits an element-wise sum and a stack as one vectorised parallel loop, but a reduction of shifted products as a scalar
+# one, and it takes no more than eight operands into a stack.
+
+_TAPS_PER_STACK = 8
+_MOST_TAPS_TO_SHIFT = 49  # The FFT's cost does not grow with the kernel; it wins from 7 x 7 to 9 x 9 on.
 
 
 def _kernel_gradient_shift(x, gradient, kernel_size, dilation, before):
-    padded, gradient = _padded(x, kernel_size, dilation, before), gradient.astype(_accumulator(x))
+    (kh, kw), (frames, bands) = kernel_size, x.shape[1:3]
+    step = _bands_per_sum(bands)
+    surplus = -bands % step
+    time, (low, high) = _padding(kernel_size, dilation, before)
+    padded = _padded(x, time, (low, high + surplus))
+    gradient = _padded(gradient, (0, 0), (0, surplus)) if surplus else gradient.astype(padded.dtype)
 
-    def tap(index):
-        window = lax.dynamic_slice(
-            padded, (0, index // kernel_size[1] * dilation, index % kernel_size[1], 0), gradient.shape
-        )
-        return jnp.sum(window * gradient, axis=(0, 1, 2))
+    def gradient_of(padded, taps):
+        """`[len(taps), C]` for taps (i, j)."""
+        sums = []
+        for i, j in taps:
+            total = None
+            for band in range(step):
+                window = padded[:, i * dilation : i * dilation + frames, j + band : j + bands + surplus : step]
+                product = window * gradient[:, :, band::step]
+                total = product if total is None else total + product
+            sums.append(total)
+        return jnp.sum(jnp.stack(sums, axis=3), axis=(0, 1, 2))
 
-    taps = lax.map(tap, jnp.arange(kernel_size[0] * kernel_size[1]))
-    return taps.reshape(*kernel_size, x.shape[3])
+    def gradient_of_all(padded, rows):
+        taps = [(i, j) for i in range(rows) for j in range(kw)]
+        groups = -(-len(taps) // _TAPS_PER_STACK)
+        size = -(-len(taps) // groups)
+        parts = [gradient_of(padded, taps[start : start + size]) for start in range(0, len(taps), size)]
+        return jnp.concatenate(parts).reshape(rows, kw, -1)
+
+    if kh <= 3:
+        return gradient_of_all(padded, kh)
+    # Compiled once for a row instead of once for every row.
+    row = functools.partial(lax.dynamic_slice_in_dim, padded, slice_size=frames, axis=1)
+    return lax.map(lambda i: gradient_of_all(row(i * dilation), 1)[0], jnp.arange(kh))
+
+
+def _bands_per_sum(bands):
+    """The divisor of `bands` nearest to 24 within 8 to 48; 24 (or fewer bands) where there is none, with padding."""
+    divisors = [step for step in range(8, min(bands, 48) + 1) if bands % step == 0]
+    return min(divisors, key=lambda step: abs(step - 24), default=min(bands, 24))
 
 
 # fft: products of spectra over time and frequency, channels first because XLA transforms the last axes.
 
 
-def _spectrum(x, size):
-    return jnp.fft.rfft2(jnp.moveaxis(x.astype(_accumulator(x)), 3, 1), size)
-
-
-def _fft_size(x, kernel_size, dilation):
-    return _smooth(x.shape[1] + (kernel_size[0] - 1) * dilation), _smooth(x.shape[2] + kernel_size[1] - 1)
+def _fft_size(x, kernel_size, dilation, before):
+    """Lengths of a circle on which no tap wraps round to the other end."""
+    padding = _padding(kernel_size, dilation, before)
+    return [_smooth(max(length + max(zeros), sum(zeros) + 1)) for length, zeros in zip(x.shape[1:3], padding)]
 
 
 def _smooth(length):
-    """The next length with no prime factor above 5."""
+    """The next length with no prime factor above 7, which the FFT takes fastest."""
     while True:
         rest = length
-        for prime in (2, 3, 5):
+        for prime in (2, 3, 5, 7):
             while rest % prime == 0:
                 rest //= prime
         if rest == 1:
@@ -208,23 +266,41 @@ def _smooth(length):
         length += 1
 
 
+def _spectrum(x, size):
+    return jnp.fft.rfft2(jnp.moveaxis(x.astype(_accumulator(x)), 3, 1), size)
+
+
 def _correlate_fft(x, kernel, dilation, before):
     (kh, kw), (frames, bands) = kernel.shape[:2], x.shape[1:3]
-    size = _fft_size(x, kernel.shape, dilation)
+    size = _fft_size(x, kernel.shape, dilation, before)
     spread = jnp.zeros(((kh - 1) * dilation + 1, kw, x.shape[3]), _accumulator(x)).at[::dilation].set(kernel)
     product = _spectrum(x, size) * jnp.conj(_spectrum(spread[None], size))
     circular = jnp.moveaxis(jnp.fft.irfft2(product, size), 1, 3)
-    # Output frame 0 lies `before` frames ahead of the first input frame, which a circle holds at its end.
+    # Frame 0 of the output lies `before` frames ahead of the first input frame: at the end of the circle.
     circular = jnp.roll(circular, (before, kw // 2), axis=(1, 2))
     return circular[:, :frames, :bands].astype(x.dtype)
 
 
 def _kernel_gradient_fft(x, gradient, kernel_size, dilation, before):
-    size = _fft_size(x, kernel_size, dilation)
-    product = jnp.sum(_spectrum(x, size) * jnp.conj(_spectrum(gradient, size)), axis=0)
-    circular = jnp.moveaxis(jnp.fft.irfft2(product, size), 0, 2)
-    circular = jnp.roll(circular, (before, kernel_size[1] // 2), axis=(0, 1))
-    return circular[: (kernel_size[0] - 1) * dilation + 1 : dilation, : kernel_size[1]]
+    (kh, kw), channels = kernel_size, x.shape[3]
+    frames, bands = _fft_size(x, kernel_size, dilation, before)
+    a, b = _spectrum(x, (frames, bands)), _spectrum(gradient, (frames, bands))
+    real = jnp.sum(a.real * b.real + a.imag * b.imag, axis=0).reshape(channels * frames, -1)
+    imag = jnp.sum(a.imag * b.real - a.real * b.imag, axis=0).reshape(channels * frames, -1)
+    # Only kh x kw lags of the inverse transform are wanted: two small products with its matrix instead of all of it.
+    bins = np.arange(bands // 2 + 1)
+    weight = np.where((bins == 0) | (2 * bins == bands), 1.0, 2.0)[:, None] / (frames * bands)
+    cos, sin = _rotation(bins[:, None], np.arange(kw) - kw // 2, bands)
+    over_bands = real @ jnp.asarray(weight * np.hstack([cos, sin]), real.dtype)
+    over_bands += imag @ jnp.asarray(weight * np.hstack([-sin, cos]), real.dtype)
+    cos, sin = _rotation(np.arange(frames), np.arange(kh)[:, None] * dilation - before, frames)
+    over_frames = jnp.asarray(np.stack([cos, -sin], axis=2), real.dtype)
+    return jnp.einsum("itp,ctpj->ijc", over_frames, over_bands.reshape(channels, frames, 2, kw))
+
+
+def _rotation(bins, lags, length):
+    angle = 2 * np.pi / length * (bins * lags % length)
+    return np.cos(angle), np.sin(angle)
 
 
 _FORWARD = {"lax": _correlate_lax, "shift": _correlate_shift, "fft": _correlate_fft}
