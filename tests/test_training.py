@@ -1,0 +1,139 @@
+"""Training end to end: it learns, resumes where it ended, and refuses what it cannot continue."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from saf_jax import audio
+from saf_jax.checkpoint import Checkpoints, load_best
+from saf_jax.config import load_config
+from saf_jax.enhancement import Enhancer
+from saf_jax.errors import UserError
+from saf_jax.metrics import si_sdr
+from saf_jax.training import LOG_FILE, Plateau, train_and_evaluate
+from saf_jax.training_step import init_state
+
+SMALL = [
+    "model.width=8",
+    "model.heads=2",
+    "model.layers=1",
+    "model.frequency_stride=4",
+    "model.attention_kernel=3",
+    "model.tcn_dilations=[1]",
+    "model.dense_dilations=[1]",
+    "data.crop_seconds=0.5",
+    "train.batch_size=8",
+]
+
+
+def write_pairs(folder, count=3, seconds=1.2):
+    """Pairs of a tone in noise, clean and noisy, in the layout that the config's data section names."""
+    random = np.random.default_rng(0)
+    time = np.arange(int(16000 * seconds)) / 16000
+    for i in range(count):
+        clean = 0.3 * np.sin(2 * np.pi * (200 + 150 * i) * time) * (np.sin(2 * np.pi * 3 * time) > 0)
+        noisy = clean + 0.1 * random.standard_normal(len(time))
+        for kind, samples in (("clean", clean), ("noisy", noisy)):
+            audio.write(folder / kind / f"{i}.wav", audio.Audio(samples.astype(np.float32), 16000))
+    return [f"data.{part}_{kind}={folder / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def final_state(config, workdir):
+    checkpoints = Checkpoints(workdir, 1)
+    try:
+        return checkpoints.restore_newest(jax.jit(lambda: init_state(config))())
+    finally:
+        checkpoints.close()
+
+
+def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
+    settings = [*SMALL, *data, "train.schedule=plateau", "train.validate_every=2"]
+    whole = load_config("paper", [*settings, "train.steps=6"])
+    assert train_and_evaluate(whole, tmp_path / "whole", quiet=True)["step"] == 6
+    half = load_config("paper", [*settings, "train.steps=3"])
+    assert train_and_evaluate(half, tmp_path / "parts", quiet=True)["step"] == 3
+    assert train_and_evaluate(whole, tmp_path / "parts", quiet=True)["step"] == 6
+
+    step_a, state_a, _ = final_state(whole, tmp_path / "whole")
+    step_b, state_b, _ = final_state(whole, tmp_path / "parts")
+    assert step_a == step_b == 6
+    for a, b in zip(jax.tree.leaves((state_a.params, state_a.optimizer)), jax.tree.leaves((state_b.params, state_b.optimizer))):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    start = jax.tree.leaves(init_state(whole).params)
+    assert any(np.any(np.asarray(a) != b) for a, b in zip(jax.tree.leaves(state_a.params), start))
+
+
+def test_log_holds_losses_and_speed(data, tmp_path):
+    config = load_config("paper", [*SMALL, *data, "train.steps=4", "train.validate_every=2"])
+    train_and_evaluate(config, tmp_path, quiet=True)
+    entries = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert [entry["event"] for entry in entries] == ["start", "train", "valid", "train", "valid", "end"]
+    train = entries[3]
+    assert train["step"] == 4 and train["skipped"] == 0 and train["audio_seconds_per_second"] > 0
+    assert train["loss"] == pytest.approx(0.5 * train["complex"] + 0.5 * train["magnitude"], rel=1e-5)
+    assert np.isfinite(entries[-1]["valid_loss"])
+
+
+def test_workdir_of_another_config_is_refused(data, tmp_path):
+    config = load_config("paper", [*SMALL, *data, "train.steps=1"])
+    train_and_evaluate(config, tmp_path, quiet=True)
+    other = load_config("paper", [*SMALL, *data, "train.steps=2", "model.local_window=5", "train.learning_rate=0.1"])
+    with pytest.raises(UserError, match=r"model\.local_window \(3 there, 5 now\).*train\.learning_rate") as caught:
+        train_and_evaluate(other, tmp_path, quiet=True)
+    assert "train.steps" not in str(caught.value)
+
+
+def test_batch_size_that_the_devices_cannot_share(data, tmp_path):
+    config = load_config("paper", [*SMALL, *data, "train.batch_size=12"])
+    with pytest.raises(UserError, match="8 or 16"):
+        train_and_evaluate(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["train_clean", "train_noisy", "valid_noisy"])
+def test_missing_folder_is_named_before_anything_is_written(data, tmp_path, missing):
+    config = load_config("paper", [*SMALL, *data, f"data.{missing}={tmp_path / 'nowhere'}"])
+    with pytest.raises(UserError, match="nowhere"):
+        train_and_evaluate(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, tmp_path):
+    # An infinite learning rate makes the parameters NaN in the first step; every later gradient is NaN.
+    config = load_config("paper", [*SMALL, *data, "train.steps=100", "train.learning_rate=.inf"])
+    with pytest.raises(UserError, match="no finite gradient"):
+        train_and_evaluate(config, tmp_path, quiet=True)
+    assert ".wav" in (tmp_path / "bad_batch.txt").read_text()
+
+
+def test_plateau_halves_after_the_patience():
+    plateau = Plateau()
+    assert [plateau.update(loss, 2) for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.8)] == [1, 1, 1, 0.5, 1, 1]
+    assert plateau.best == 0.8
+
+
+def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
+    """The SI-SDR of the one training utterance rises by more than 10 dB."""
+    source = audio_root / "dev"
+    speech = audio.read_mono(sorted((source / "clean").glob("*.flac"))[0], 16000)[16000:32000]
+    noise = audio.read_mono(sorted((source / "noise").glob("*.flac"))[0], 16000)[:16000]
+    noisy = speech + noise * np.sqrt(np.mean(speech**2) / np.mean(noise**2)) * 10 ** (5 / 20)
+    for kind, samples in (("clean", speech), ("noisy", noisy)):
+        audio.write(tmp_path / kind / "one.wav", audio.Audio(samples, 16000, subtype="FLOAT"))
+    data = [f"data.{part}_{kind}={tmp_path / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
+    model = ["model.width=16", "model.layers=1", "model.frequency_stride=4", "model.attention_kernel=5"]
+    config = load_config(
+        "paper",
+        [*model, *data, "model.dense_dilations=[1]", "data.crop_seconds=1", "train.batch_size=8", "train.steps=260",
+         "train.learning_rate=5e-3", "train.schedule=cosine", "train.validate_every=260", "train.warmup_steps=10"],
+    )  # fmt: skip
+    train_and_evaluate(config, tmp_path / "run", quiet=True)
+    enhanced = Enhancer(*load_best(tmp_path / "run"))(noisy, 16000)
+    assert si_sdr(speech, enhanced) - si_sdr(speech, noisy) > 10
