@@ -76,6 +76,8 @@ class ModelConfig:
       dense_dilations: dilation in frames of each convolution of the encoders' and decoders' dense blocks.
       outputs: "both", "mask" or "bias".
       frequency_stride: 2 or 4; cost falls with it at equal parameters.
+      fold_first: encoders and decoders work at the lower resolution in frequency too: much cheaper for small networks,
+        whose cost lies in passing over the full resolution.
       causal: no output frame depends on a later input frame.
     """
 
@@ -93,6 +95,7 @@ class ModelConfig:
     dense_dilations: tuple[int, ...] = (1, 2, 4)
     outputs: Literal["both", "mask", "bias"] = "both"
     frequency_stride: Literal[2, 4] = 2
+    fold_first: bool = False
     causal: bool = False
 
     def check(self) -> None:
@@ -120,7 +123,8 @@ class DataConfig:
     """Where recordings lie. Folders hold wav, flac or other audio, read at any rate and as one channel.
 
     Training takes ready pairs from `train_clean` and `train_noisy`; where `train_noisy` is empty, it mixes the speech
-    of `train_clean` with `train_noise`, anew in each epoch, as the section `mixing` says.
+    of `train_clean` with `train_noise`, anew in each epoch, as the section `mixing` says. For mixing, a manifest that
+    `saf-jax prepare folder` wrote can stand for a folder.
 
     Attributes:
       train_clean: folders of clean training speech.
@@ -195,7 +199,7 @@ class MixingConfig:
       clipping: that the noisy recording is clipped; the target is not.
       clipping_part: bounds of the part of the samples that lie beyond the clipping level.
       level: that the level of the recording, target alike, is drawn from `level_db`; else speech keeps its own.
-      level_db: bounds of the active level of the speech.
+      level_db: bounds of the RMS level of the target.
     """
 
     snr_db: tuple[float, ...] = (-5.0, 20.0)

@@ -1,6 +1,7 @@
 """Single training examples: crops of pairs, and mixtures made of pools of speech, noise and rooms."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from saf_jax import audio
 from saf_jax.config import Config
 from saf_jax.data import noises
+from saf_jax.data.manifest import read_manifest
 from saf_jax.data.mixing import change_speed, draw_mixture
 from saf_jax.data.recordings import Recordings, Storage
 from saf_jax.errors import UserError
@@ -97,10 +99,10 @@ class MixedExamples:
         self._rate = config.stft.sample_rate_hz
         self._seed = config.train.seed
         self._crop_samples = crop_samples
-        self._speech = storage.open([path for folder in data.train_clean for path in audio.list_audio(folder)])
-        noise_files = [audio.list_audio(folder) for folder in data.train_noise]
+        self._speech = storage.open([path for source in data.train_clean for path in list_files(source, "clean")])
+        noise_files = [list_files(source, "noise") for source in data.train_noise]
         self._noise = storage.open([path for files in noise_files for path in files])
-        self._rooms = storage.open([path for folder in data.train_rir for path in audio.list_audio(folder)])
+        self._rooms = storage.open([path for source in data.train_rir for path in list_files(source, "rir")])
         self._crops = Crops(self._speech.lengths, crop_samples)
         self._noise_ends = _draw_table(
             self._noise.lengths, [len(files) for files in noise_files], data.train_noise_weights
@@ -150,6 +152,27 @@ class MixedExamples:
         if length < samples:
             return noises.take(rng, recordings.read(file), samples)
         return recordings.read(file, int(rng.integers(0, length - samples + 1)), samples)
+
+
+def list_files(source: str, kind: str) -> list[Path]:
+    """The training files of a kind in a folder, or in a manifest that `saf-jax prepare folder` wrote.
+
+    Args:
+      source: a folder, or the path of a manifest, which ends with ".csv".
+      kind: "clean", "noise" or "rir".
+
+    Raises:
+      UserError: missing or without such files.
+    """
+    if not source.endswith(".csv"):
+        return audio.list_audio(source)
+    rows = read_manifest(source, ("file", "kind", "split"))
+    files = [Path(source).parent / row["file"] for row in rows if row["kind"] == kind and row["split"] == "train"]
+    if not files:
+        raise UserError(
+            f"{source}: names no {kind} files for training: make it with saf-jax prepare folder --{kind} DIR"
+        )
+    return files
 
 
 def list_all_pairs(clean: tuple[str, ...], noisy: tuple[str, ...], part: str) -> list[audio.Pair]:

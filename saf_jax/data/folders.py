@@ -11,7 +11,7 @@ from saf_jax.audio import list_audio
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors
 
-_LABEL_COLUMNS = ("noise", "kind", "label", "category", "speaker_or_label", "speaker")
+_LABEL_COLUMNS = ("noise", "label", "kind", "category", "speaker_or_label", "speaker")
 # A flat folder with at most so many files is taken to hold one kind in each.
 _MOST_SINGLE_KINDS = 24
 
@@ -47,7 +47,7 @@ def labels(folder: Path) -> dict[Path, str]:
     """The label of each audio file below a folder: the kind of noise, or the speaker.
 
     It comes from a table if there is one (`manifest.csv` in the folder, or `FOLDER.tsv` or `FOLDER.csv` beside it, with
-    a column "file" and one of "noise", "kind", "label", "category", "speaker_or_label", "speaker"), else from the first
+    a column "file" and one of "noise", "label", "kind", "category", "speaker_or_label", "speaker"), else from the first
     subfolder; in a flat folder with few files each file is a kind of its own, with many it is all one kind, "noise".
 
     Raises:

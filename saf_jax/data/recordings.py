@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from saf_jax import audio
+from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
 from saf_jax.files import atomic_path, explain_os_error, make_folder, user_errors, write_text
-
-_PROGRESS_FROM_FILES = 400
 
 
 class Storage:
@@ -108,7 +106,8 @@ class Recordings:
             piece = self._arrays[number][start:stop]
             return piece * np.float32(1 / 32768) if piece.dtype == np.int16 else np.array(piece)
         end = int(self.lengths[number])
-        return self._read_file(number, start, max(0, end - start if count is None else min(count, end - start)))
+        count = end - start if count is None else min(count, end - start)
+        return self._read_file(number, start, count) if count > 0 else np.empty(0, np.float32)
 
     def close(self) -> None:
         """Frees shared memory; the recordings cannot be read any more."""
@@ -143,7 +142,7 @@ class Recordings:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             waiting = []
             # Not pool.map: it would decode far ahead of a slow disk and hold everything in memory.
-            for path, length in _with_progress(list(zip(self.files, self.lengths.tolist()))):
+            for path, length in track(zip(self.files, self.lengths.tolist()), "reading recordings", len(self.files)):
                 waiting.append(pool.submit(decode, path, length))
                 if len(waiting) > 4 * (os.cpu_count() or 1):
                     yield waiting.pop(0).result()
@@ -251,14 +250,3 @@ def _probe_all(files: Sequence[Path], sample_rate_hz: int) -> tuple[np.ndarray, 
         lengths.append(round(frames * sample_rate_hz / rate))
         sizes.append(lengths[-1] * (2 if exact and rate == sample_rate_hz else 4))
     return np.array(lengths, np.int64), np.array(sizes, np.int64)
-
-
-def _with_progress(files: Sequence) -> Iterator:
-    """Shows a bar where decoding takes a while and somebody looks."""
-    if len(files) < _PROGRESS_FROM_FILES or not sys.stderr.isatty():
-        yield from files
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(files, "reading recordings", console=Console(stderr=True), transient=True)

@@ -1,0 +1,155 @@
+"""`saf-jax prepare`: training data from the official corpus, or from any folders of speech and noise."""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from saf_jax import audio
+from saf_jax.data.manifest import FILE_NAME, write_manifest
+from saf_jax.data.progress_bar import track
+from saf_jax.errors import UserError
+from saf_jax.files import make_folder
+
+FOLDER_COLUMNS = ("file", "kind", "split", "label", "seconds", "sample_rate_hz", "channels")
+_SAMPLE_RATE_HZ = 16000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    corpus = what.add_parser("voicebank-demand", help="fetch and convert Voice Bank + DEMAND (28 speakers, 16 kHz)")
+    corpus.add_argument("--root", type=Path, required=True, metavar="DIR", help="where the corpus goes")
+    corpus.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="take the official zip archives from here"
+    )
+    corpus.add_argument("--format", choices=("flac", "wav"), default="flac")
+    corpus.add_argument("--jobs", type=int, default=0, metavar="N", help="threads; default one a core")
+    corpus.add_argument("--discard-archives", action="store_true", help="delete fetched archives when all is converted")
+    corpus.add_argument("--url", default="", help="another server that holds the official archives")
+    folder = what.add_parser("folder", help="check folders of clean speech and noise and write a manifest")
+    folder.add_argument("--clean", type=Path, nargs="+", default=[], metavar="DIR", help="clean speech")
+    folder.add_argument("--noise", type=Path, nargs="+", default=[], metavar="DIR", help="noise")
+    folder.add_argument("--rir", type=Path, nargs="+", default=[], metavar="DIR", help="room impulse responses")
+    folder.add_argument("--root", type=Path, required=True, metavar="DIR", help="where the manifest goes")
+    folder.add_argument("--convert", action="store_true", help="also write all good files there, 16 kHz flac, by split")
+    folder.add_argument("--valid", type=float, default=0.05, metavar="PART", help="part of the speakers for validation")
+    folder.add_argument(
+        "--speaker", choices=("auto", "folder", "prefix", "none"), default="auto", help="what names speakers"
+    )
+    folder.add_argument("--min-seconds", type=float, default=0.5, metavar="S", help="leave out what is shorter")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; status 1 if files were left out."""
+    return _run_voicebank(args) if args.what == "voicebank-demand" else _run_folder(args)
+
+
+def _run_voicebank(args: argparse.Namespace) -> int:
+    from saf_jax.data import download, voicebank
+
+    root = args.root
+    counts = voicebank.finished(root)
+    if counts is None:
+        archives = args.source or root / "archives"
+        if args.source is not None:
+            if not args.source.is_dir():
+                raise UserError(
+                    f"{args.source}: no such folder: --from names the folder with the official zip archives"
+                )
+        else:
+            url = args.url or voicebank.BASE_URL
+            missing = [name for name in voicebank.ARCHIVES if not (archives / name).exists()]
+            wanted = download.remote_bytes(missing, url, archives)
+            if missing:
+                wanted = voicebank.APPROXIMATE_BYTES if wanted is None else wanted
+                voicebank.check_space(root, round(wanted * 1.3), "fetching and converting the corpus")
+            by_hand = f"fetch the archives by hand from {voicebank.PAGE_URL} and name their folder with --from"
+            download.fetch_archives(voicebank.ARCHIVES, url, archives, by_hand=by_hand)
+        sources = voicebank.open_sources(archives)
+        try:
+            done = sum(path.stat().st_size for path in root.rglob(f"*.{args.format}")) if root.is_dir() else 0
+            voicebank.check_space(root, voicebank.output_bytes(sources, args.format) - done, "converting the corpus")
+            counts = voicebank.prepare(root, sources, audio_format=args.format, jobs=args.jobs)
+        finally:
+            for source in sources.values():
+                source.close()
+        if args.source is None:
+            download.record_archives(voicebank.ARCHIVES, archives)
+            if args.discard_archives:
+                for name in voicebank.ARCHIVES:
+                    (archives / name).unlink(missing_ok=True)
+    print(f"{root}: {counts['train']} training, {counts['valid']} validation, {counts['test']} test pairs")
+    for split, official in voicebank.OFFICIAL_PAIRS.items():
+        have = counts[split] + (counts["valid"] if split == "train" else 0)
+        if have != official:
+            print(f"note: {have} {split} pairs, the official corpus has {official}", file=sys.stderr)
+    names = ("train_clean=train/clean", "train_noisy=train/noisy", "valid_clean=valid/clean", "valid_noisy=valid/noisy")
+    settings = [f"data.{name.replace('=', f'={root}/')}" for name in names]
+    print(f"train on it: saf-jax train --config paper --workdir runs/paper --set {' '.join(settings)}")
+    return 0
+
+
+def _run_folder(args: argparse.Namespace) -> int:
+    from saf_jax.data import survey
+
+    if not args.clean and not args.noise and not args.rir:
+        raise UserError("name folders to look through: --clean DIR, --noise DIR, --rir DIR")
+    if not 0 <= args.valid < 1:
+        raise UserError(f"--valid {args.valid}: must lie in [0, 1)")
+    folders = [(kind, folder) for kind in ("clean", "noise", "rir") for folder in getattr(args, kind)]
+    found = survey.survey(folders, survey.Rules(args.min_seconds, args.speaker, args.valid))
+    root = make_folder(args.root)
+    good = [finding for finding in found if not finding.problem]
+    bad = [finding for finding in found if finding.problem]
+    for finding in bad:
+        print(f"left out: {survey.display(finding.path)}: {finding.problem}", file=sys.stderr)
+    write_manifest(root / "left_out.csv", ("file", "problem"), [(survey.display(f.path), f.problem) for f in bad])
+    if not good:
+        raise UserError(f"none of the {len(found)} recordings can be used: see {root / 'left_out.csv'}")
+    places = _convert(root, good) if args.convert else {f.path: str(f.path.resolve()) for f in good}
+    write_manifest(
+        root / FILE_NAME,
+        FOLDER_COLUMNS,
+        [
+            (places[f.path], f.kind, f.split, f.label, f"{f.seconds:.3f}", f.sample_rate_hz, f.channels)
+            if not args.convert
+            else (places[f.path], f.kind, f.split, f.label, f"{f.seconds:.3f}", _SAMPLE_RATE_HZ, 1)
+            for f in good
+        ],
+    )
+    for kind in ("clean", "noise", "rir"):
+        for split in ("train", "valid", "test"):
+            part = [f for f in good if f.kind == kind and f.split == split]
+            if part:
+                labels = len({f.label for f in part if f.label})
+                named = f", {labels} {'speakers' if kind == 'clean' else 'kinds'}" if labels else ""
+                print(f"{split} {kind}: {len(part)} recordings, {sum(f.seconds for f in part) / 60:.1f} minutes{named}")
+    print(f"{root / FILE_NAME}: {len(good)} recordings, {len(bad)} left out")
+    kinds = [kind for kind in ("clean", "noise", "rir") if any(f.kind == kind for f in good)]
+    print("train on it: --set " + " ".join(f"data.train_{kind}={root / FILE_NAME}" for kind in kinds))
+    return 1 if bad else 0
+
+
+def _convert(root: Path, good: list) -> dict[Path, str]:
+    """Writes 16 kHz flac files into `root/SPLIT/KIND/LABEL`; returns their places relative to `root`."""
+    places: dict[Path, str] = {}
+    taken: set[str] = set()
+    for finding in good:
+        folder = f"{finding.split}/{finding.kind}" + (f"/{finding.label}" if finding.label else "")
+        name, number = f"{folder}/{finding.path.stem}.flac", 1
+        while name in taken:
+            number += 1
+            name = f"{folder}/{finding.path.stem}-{number}.flac"
+        taken.add(name)
+        places[finding.path] = name
+
+    def convert(path: Path) -> None:
+        samples = audio.read_mono(path, _SAMPLE_RATE_HZ)
+        audio.write(root / places[path], audio.Audio(samples.clip(-1, 1), _SAMPLE_RATE_HZ))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in track(pool.map(convert, places), "converting", len(places)):
+            pass
+    return places
