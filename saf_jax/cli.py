@@ -16,6 +16,8 @@ COMMANDS = {
     "train": ("saf_jax.training_command", "train a network (the same as train.py); called again, it resumes"),
     "eval": ("saf_jax.evaluation", "score enhanced speech with the field's metrics (the same as eval.py)"),
     "info": ("saf_jax.info", "parameters, cost, STFT and receptive field of a config or of weights"),
+    "prepare": ("saf_jax.data.prepare_command", "make training data: Voice Bank + DEMAND, or any folders"),
+    "mix": ("saf_jax.data.mix_command", "write a fixed test set of speech in noise at stated ratios"),
     "demo": ("saf_jax.demo", "the whole job on an embedded corpus: train, evaluate, enhance"),
 }
 
