@@ -9,7 +9,10 @@ from saf_jax.model.layers import DenseBlock, Norm, Pointwise, PReLU
 
 
 class SpectrumEncoder(nn.Module):
-    """1x1 to C, dense block, then `frequency_stride` neighbouring bands become one by a learnt linear map."""
+    """1x1 to C, dense block, then `frequency_stride` neighbouring bands become one by a learnt linear map.
+
+    With `ModelConfig.fold_first` the bands become one before anything else, and all of it works at the lower resolution.
+    """
 
     config: ModelConfig
     axis_name: str | None = None
@@ -28,10 +31,13 @@ class SpectrumEncoder(nn.Module):
           [B, T, ceil(F / frequency_stride), C].
         """
         norm = dict(config=self.config, axis_name=self.axis_name, dtype=self.dtype)
+        if self.config.fold_first:
+            x = fold_bands(x, self.config.frequency_stride)
         x = Pointwise(self.config.width, dtype=self.dtype, name="expand")(x)
         x = PReLU(name="prelu_in")(Norm(**norm, name="norm_in")(x, mask, train))
         x = DenseBlock(**norm, name="dense")(x, mask, train)
-        x = fold_bands(x, self.config.frequency_stride)
+        if not self.config.fold_first:
+            x = fold_bands(x, self.config.frequency_stride)
         x = Pointwise(self.config.width, dtype=self.dtype, name="downsample")(x)
         return PReLU(name="prelu_out")(Norm(**norm, name="norm_out")(x, mask, train))
 
