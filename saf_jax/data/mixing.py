@@ -237,7 +237,9 @@ def draw_mixture(
     band_limit_hz = float(rng.uniform(*config.band_limit_hz)) if rng.random() < config.band_limit else 0.0
     if equaliser_db or band_limit_hz:
         colour = draw_colour(rng, equaliser_db, band_limit_hz)
-        clean, wet, noise = colour_all([clean, wet, noise], colour, sample_rate_hz)
+        dry_room = wet is clean
+        clean, noise, *wet = colour_all([clean, noise] if dry_room else [clean, noise, wet], colour, sample_rate_hz)
+        wet = clean if dry_room else wet[0]
         said.append("coloured")
     if not math.isfinite(rms_db(noise)):
         noise, names = noises.hiss(rng, samples, sample_rate_hz), [*names, "hiss"]

@@ -74,14 +74,15 @@ def music(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.nda
     beat = int(sample_rate_hz * rng.uniform(0.25, 0.6))
     root = rng.uniform(98, 196)
     bright = rng.uniform(0.4, 1.2)
-    time = np.arange(3 * beat) / sample_rate_hz
+    time = np.arange(3 * beat, dtype=np.float32) / np.float32(sample_rate_hz)
     total = np.zeros(samples + 4 * beat)
     for start in range(-2 * beat, samples, beat):
         degree = rng.choice([0, 2, 4, 5, 7, 9, 11, 12])
         for step in rng.choice([[0, 4, 7], [0, 3, 7], [0, 5, 9], [0, 4, 11]]):
             note_hz = root * 2 ** ((degree + step + rng.choice([0, 0, 12])) / 12)
-            # The harmonics are powers of one decaying turn, so that one exponential serves for all.
-            turn = np.exp((-rng.uniform(0.8, 2.5) + 2j * np.pi * note_hz) * time).astype(np.complex64)
+            # The harmonics are powers of one decaying turn, so that one sine serves for all.
+            angle, decay = np.float32(2 * np.pi * note_hz) * time, np.exp(np.float32(-rng.uniform(0.8, 2.5)) * time)
+            turn = decay * np.cos(angle) + 1j * (decay * np.sin(angle))
             orders = range(1, min(8, int(0.45 * sample_rate_hz / note_hz)) + 1)
             note = np.polynomial.polynomial.polyval(
                 turn, [0.0, *(order**-bright for order in orders)], tensor=False
