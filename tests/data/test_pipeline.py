@@ -1,5 +1,6 @@
 """Training batches: right content, same for everybody, to be continued anywhere."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -82,12 +83,44 @@ def test_same_seed_same_batches_other_seed_others(pair_config):
     assert any(not np.array_equal(a["clean"], b["clean"]) for a, b in zip(first, other))
 
 
-@pytest.mark.parametrize("kind", ["pairs", "mixed"])
-def test_workers_change_nothing(pair_config, mix_config, kind):
-    make = pair_config if kind == "pairs" else mix_config
-    alone = take(make(), 9)
-    for workers in (1, 2):
-        assert_same(alone, take(make(f"data.workers={workers}"), 9))
+def test_workers_change_nothing(mix_config):
+    """Two workers here; one worker is compared in the tests of resuming, with pairs and with mixtures."""
+    assert_same(take(mix_config(), 9), take(mix_config("data.workers=2"), 9))
+
+
+def test_mixtures_tell_what_they_are_made_of(mix_config, pools):
+    batch = take(mix_config(), 1)[0]
+    lines = describe_examples(mix_config(), batch["index"])
+    assert len(lines) == 4
+    for line, clean in zip(lines, batch["clean"]):
+        assert line.startswith(f"{pools / 'clean'}/s")
+        assert (" at -inf dB" in line) == (not clean.any())
+
+
+def test_noise_folders_have_weights(mix_config, pools, tmp_path):
+    (tmp_path / "beep").mkdir()
+    soundfile.write(tmp_path / "beep" / "beep.wav", np.sin(np.arange(4000)), 16000)
+    noise = f"data.train_noise=[{pools / 'noise'},{tmp_path / 'beep'}]"
+    plain = [f"mixing.{key}=0" for key in ("babble", "generated", "more_noises", "noise_transform")]
+
+    def share(*overrides):
+        config = mix_config(noise, *plain, *overrides)
+        return np.mean(["beep" in line for line in describe_examples(config, np.arange(120))])
+
+    assert share() < 0.2
+    assert 0.6 < share("data.train_noise_weights=[1, 3]") < 0.9
+    assert share("data.train_noise_weights=[0, 1]") == 1
+
+
+def test_file_that_vanishes_during_training_is_named(pair_config, tmp_path):
+    config = _bad(pair_config, tmp_path, "none")
+    batches = training_batches(dataclasses.replace(config, data=dataclasses.replace(config.data, cache_gb=0.0)))
+    next(batches)
+    (tmp_path / "noisy" / "b.wav").unlink()
+    with pytest.raises(UserError, match=r"noisy/b\.wav: no such file"):
+        for _ in range(50):
+            next(batches)
+    batches.close()
 
 
 def test_processes_share_each_batch(pair_config):
