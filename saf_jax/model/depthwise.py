@@ -21,6 +21,7 @@ from jax import lax
 IMPLEMENTATIONS = ("lax", "shift", "fft")
 
 
+@functools.partial(jax.jit, static_argnames=("time_dilation", "causal", "implementation"))
 def depthwise_conv2d(
     x: jax.Array,
     kernel: jax.Array,
@@ -167,34 +168,34 @@ _TAPS_PER_PASS = 49
 
 
 def _correlate_shift(x, kernel, dilation, before):
-    (kh, kw), (frames, bands) = kernel.shape[:2], x.shape[1:3]
-    passes = -(-kh // max(1, _TAPS_PER_PASS // kw))
-    rows = -(-kh // passes)
-    surplus = passes * rows - kh
-    (past, future), frequency = _padding(kernel.shape, dilation, before)
-    padded = _padded(x, (past, future + surplus * dilation), frequency)
-    weights = jnp.pad(kernel.astype(padded.dtype), ((0, surplus), (0, 0), (0, 0)))
+    kh, kw = kernel.shape[:2]
+    padded = _padded(x, *_padding(kernel.shape, dilation, before))
+    weights = kernel.astype(padded.dtype)
+    rows = max(1, _TAPS_PER_PASS // kw)
+    further_passes = (kh - 1) // rows
+    rows_of_first = kh - further_passes * rows
 
-    def sum_of_rows(padded, weights):
+    def sum_of_rows(first, count):
+        block = lax.dynamic_slice_in_dim(weights, first, count, axis=0)
         total = None
-        for i in range(rows):
+        for i in range(count):
             # A sum of its own per row: shorter chains of dependent additions.
             row = None
             for j in range(kw):
-                tap = padded[:, i * dilation : i * dilation + frames, j : j + bands] * weights[i, j]
+                window = lax.dynamic_slice(padded, (0, (first + i) * dilation, j, 0), x.shape)
+                tap = window * block[i, j]
                 row = tap if row is None else row + tap
             total = row if total is None else total + row
         return total
 
-    if passes == 1:
-        return sum_of_rows(padded, weights).astype(x.dtype)
-
     def add_pass(index, total):
-        first = index * rows
-        window = lax.dynamic_slice_in_dim(padded, first * dilation, frames + (rows - 1) * dilation, axis=1)
-        return total + sum_of_rows(window, lax.dynamic_slice_in_dim(weights, first, rows, axis=0))
+        return total + sum_of_rows(rows_of_first + index * rows, rows)
 
-    return lax.fori_loop(0, passes, add_pass, jnp.zeros(x.shape, padded.dtype)).astype(x.dtype)
+    total = sum_of_rows(0, rows_of_first)
+    if further_passes:
+        # A loop, since XLA would fuse passes written one after another into one.
+        total = lax.fori_loop(0, further_passes, add_pass, total)
+    return total.astype(x.dtype)
 
 
 # The kernel's gradient by taps: products summed over `step` neighbouring bands in registers, then over the rest. XLA
