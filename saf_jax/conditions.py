@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,7 +73,7 @@ def read_log(path: str | os.PathLike) -> Conditions:
 def read_manifest(path: str | os.PathLike) -> Conditions:
     """Reads a manifest: CSV (or TSV, by its ending) with the columns file and any of noise, snr_db, kind, speaker.
 
-    A row that names a room impulse response (column rir) counts as reverberant.
+    A row that names a room impulse response (column rir_file) counts as reverberant.
 
     Raises:
       UserError: cannot be read, no column file, or nothing that a breakdown could use.
@@ -85,7 +85,7 @@ def read_manifest(path: str | os.PathLike) -> Conditions:
         raise UserError(f"{path}: is not a table ({error}): give a CSV or TSV file") from error
     columns = list(rows[0]) if rows else []
     known = [column for column in columns if column in _MANIFEST_COLUMNS]
-    if "file" not in columns or not (known or "rir" in columns):
+    if "file" not in columns or not known:
         raise UserError(
             f"{path}: needs a column 'file' and one of {', '.join(_MANIFEST_COLUMNS)} "
             f"(found: {', '.join(str(column) for column in columns) or 'nothing'})"
@@ -93,7 +93,7 @@ def read_manifest(path: str | os.PathLike) -> Conditions:
     conditions: Conditions = {}
     for row in rows:
         entry = {_MANIFEST_COLUMNS[column]: row[column] for column in known if row[column]}
-        if row.get("rir"):
+        if row.get("rir_file"):
             entry["kind"] = "reverberant"
         if "snr_db" in entry and _is_number(entry["snr_db"]):
             entry["snr_db"] = f"{float(entry['snr_db']):g}"
@@ -102,20 +102,25 @@ def read_manifest(path: str | os.PathLike) -> Conditions:
     return conditions
 
 
-def match(conditions: Conditions, files: Iterable[str]) -> Conditions:
-    """The conditions of the files, found by relative name, or by the bare file name where that is enough."""
-    bare: dict[str, list[dict[str, str]]] = {}
-    for name, entry in conditions.items():
-        found = bare.setdefault(PurePosixPath(name).name, [])
-        if entry not in found:
-            found.append(entry)
+def match(conditions: Conditions, files: Mapping[str, Sequence[Path]]) -> Conditions:
+    """Finds the conditions of files.
+
+    Args:
+      conditions: as read; a name is taken for the end of a path ("p232_001", "test/noisy/p232_001").
+      files: by file, the paths that it is known by.
+
+    Returns:
+      The conditions by file; the name that agrees with most of a path wins.
+    """
     matched = {}
-    for file in files:
-        candidates = bare.get(PurePosixPath(file).name, [])
-        if file in conditions:
-            matched[file] = conditions[file]
-        elif len(candidates) == 1:
-            matched[file] = candidates[0]
+    for file, paths in files.items():
+        for path in paths:
+            parts = Path(os.path.abspath(path)).with_suffix("").parts
+            ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+            name = next((end for end in ends if end in conditions), None)
+            if name is not None:
+                matched[file] = conditions[name]
+                break
     return matched
 
 
@@ -124,27 +129,30 @@ def breakdown(files: Sequence[FileResult], conditions: Mapping[str, Mapping[str,
 
     Args:
       files: scored files; failed ones are passed over.
-      conditions: of the files. Without a stated SNR, the measured input SNR is binned.
+      conditions: of the files. Where they state no SNR, the measured input SNR is binned; where they state no kind of
+        noise, the measured one stands in.
 
     Returns:
       By kind of condition, a list of groups: {"group", "files", and the means by name of metric, with
       "wb_pesq_interval" and so on: [low, high]}; None where no file of the group has a value.
     """
     scored = [file for file in files if not file.failed]
-    kinds = list(dict.fromkeys(kind for file in scored for kind in conditions.get(file.file, {})))
+    of_file = {file.file: dict(conditions.get(file.file, {})) for file in scored}
+    stated = dict.fromkeys(kind for entry in of_file.values() for kind in entry)
+    for file in scored:
+        if file.noise_kind is not None:
+            of_file[file.file].setdefault("kind", file.noise_kind)
+        if "snr_db" not in stated:
+            of_file[file.file][MEASURED_SNR] = _snr_bin(file.input_snr_db)
+    present = {kind for entry in of_file.values() for kind in entry}
+    kinds = [kind for kind in dict.fromkeys([*_TITLES, *stated]) if kind in present]
     tables = {}
     for kind in kinds:
         groups: dict[str, list[FileResult]] = {}
         for file in scored:
-            groups.setdefault(conditions.get(file.file, {}).get(kind, "unknown"), []).append(file)
+            groups.setdefault(of_file[file.file].get(kind, "unknown"), []).append(file)
         tables[kind] = [_group(name, groups[name]) for name in sorted(groups, key=_order)]
-    if "snr_db" not in kinds:
-        groups = {}
-        for file in scored:
-            groups.setdefault(_snr_bin(file.input_snr_db), []).append(file)
-        order = [_snr_bin(edge) for edge in (-math.inf, *SNR_EDGES_DB)] + [_snr_bin(None)]
-        tables[MEASURED_SNR] = [_group(name, groups[name]) for name in order if name in groups]
-    return {kind: table for kind, table in tables.items() if table}
+    return tables
 
 
 def _group(name: str, files: Sequence[FileResult]) -> dict[str, Any]:
@@ -168,12 +176,15 @@ def _snr_bin(value: float | None) -> str:
     return f"{SNR_EDGES_DB[below - 1]:g} to {SNR_EDGES_DB[below]:g}"
 
 
+_ORDERED = (*NOISE_KINDS, *(_snr_bin(value) for value in (-math.inf, *SNR_EDGES_DB, None)))
+
+
 def _order(group: str) -> tuple:
-    # Numbers by value, kinds of noise in their own order, everything else by name, "unknown" last.
+    # Numbers by value, kinds of noise and bins in their own order, everything else by name, "unknown" last.
     if _is_number(group):
         return (0, float(group), group)
-    if group in NOISE_KINDS:
-        return (1, NOISE_KINDS.index(group), group)
+    if group in _ORDERED:
+        return (1, _ORDERED.index(group), group)
     return (3 if group == "unknown" else 2, 0, group)
 
 

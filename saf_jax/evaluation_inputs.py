@@ -1,5 +1,6 @@
 """What an evaluation is given: which files belong together, what they hold, and whether the folders look right."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from saf_jax import audio, conditions
+from saf_jax.data.manifest import FILE_NAME as MANIFEST_NAME
 from saf_jax.errors import UserError
 from saf_jax.metrics import SAMPLE_RATE_HZ
 
 LOG_NAME = "log_testset.txt"
-"""The log of Voice Bank + DEMAND; taken by itself where it lies beside the clean or the noisy folder."""
+"""The log of Voice Bank + DEMAND; taken by itself where it lies one or two folders above the noisy files."""
 
 _SWAP_SAMPLE_FILES = 16
 _SWAP_MARGIN_DB = 1.0
@@ -46,7 +48,7 @@ def find_conditions(
     log_file: str | os.PathLike | None,
     manifest: str | os.PathLike | None,
 ) -> tuple[conditions.Conditions, list[str]]:
-    """Conditions of the pairs from the named files; without any, from a log that lies beside the data's folders.
+    """Conditions of the pairs from the named files; without any, from a log or manifest that lies above the folders.
 
     Returns:
       The conditions, and remarks.
@@ -54,16 +56,15 @@ def find_conditions(
     Raises:
       UserError: a named file cannot be read, or tells nothing about any pair.
     """
+    files = {pair.name: (pair.noisy, pair.clean) for pair in pairs}
+    if log_file is None and manifest is None:
+        return _conditions_nearby(noisy, files), []
     known: conditions.Conditions = {}
     remarks = []
-    sources = [(conditions.read_log, log_file), (conditions.read_manifest, manifest)]
-    if log_file is None and manifest is None:
-        beside = [folder.resolve().parent / LOG_NAME for folder in (noisy, clean)]
-        sources = [(conditions.read_log, next((path for path in beside if path.is_file()), None))]
-    for read, path in sources:
+    for read, path in ((conditions.read_log, log_file), (conditions.read_manifest, manifest)):
         if path is None:
             continue
-        matched = conditions.match(read(path), [pair.name for pair in pairs])
+        matched = conditions.match(read(path), files)
         if not matched:
             raise UserError(f"{path}: names none of the files in {clean} (such as {pairs[0].name}): give its own log")
         if len(matched) < len(pairs):
@@ -71,6 +72,17 @@ def find_conditions(
         for file, entry in matched.items():
             known[file] = known.get(file, {}) | entry
     return known, remarks
+
+
+def _conditions_nearby(noisy: Path, files: Mapping[str, Sequence[Path]]) -> conditions.Conditions:
+    """Conditions from a file that nobody named: it is taken if it fits, else passed over."""
+    for folder in noisy.resolve().parents[:2]:
+        for read, name in ((conditions.read_log, LOG_NAME), (conditions.read_manifest, MANIFEST_NAME)):
+            if (folder / name).is_file():
+                with contextlib.suppress(UserError):
+                    if matched := conditions.match(read(folder / name), files):
+                        return matched
+    return {}
 
 
 def suspicions(clean: Path, noisy: Path, pairs: Sequence[audio.Pair]) -> list[str]:

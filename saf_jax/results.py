@@ -24,6 +24,7 @@ _COLUMNS = (
     *METRICS,
     *NOISY_METRICS,
     "input_snr_db",
+    "noise_kind",
     "seconds",
     "trimmed_samples",
     "failures",
@@ -40,6 +41,7 @@ class FileResult:
       file: relative name without ending, the same for clean, noisy and enhanced.
       values: by name of metric, those of the noisy input under "noisy_..."; a metric without a value is left out.
       input_snr_db: P.56 active level of the clean speech minus RMS level of (noisy - clean); None without a value.
+      noise_kind: of (noisy - clean), see `saf_jax.noise_kind`.
       seconds: length of the clean recording.
       trimmed_samples: how many samples at 16 kHz were cut off the longest of the three to make the lengths equal.
       failures: reason by name of metric; under "file" where nothing could be scored at all.
@@ -50,6 +52,7 @@ class FileResult:
     file: str
     values: Mapping[str, float]
     input_snr_db: float | None = None
+    noise_kind: str | None = None
     seconds: float = 0.0
     trimmed_samples: int = 0
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -100,6 +103,7 @@ def write_per_file(
             [
                 result.file,
                 *("" if value is None else repr(value) for value in (*numbers, result.input_snr_db)),
+                result.noise_kind or "",
                 repr(result.seconds),
                 result.trimmed_samples,
                 *(known.get(kind, "") for kind in kinds),
@@ -141,6 +145,7 @@ def _result_of_row(row: Mapping[str, str]) -> FileResult:
         file=row["file"],
         values={name: float(row[name]) for name in (*METRICS, *NOISY_METRICS) if row[name] != ""},
         input_snr_db=float(row["input_snr_db"]) if row["input_snr_db"] else None,
+        noise_kind=row["noise_kind"] or None,
         seconds=float(row["seconds"]),
         trimmed_samples=int(row["trimmed_samples"]),
         failures=json.loads(row["failures"]) if row["failures"] else {},
@@ -171,12 +176,13 @@ def read_results(folder: str | os.PathLike) -> Results:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes strict JSON atomically; numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same nested mappings and lists with None for numbers that are not finite, as strict JSON needs it."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,6 +23,7 @@ from saf_jax import audio
 from saf_jax.data.active_level import snr_db
 from saf_jax.errors import UserError
 from saf_jax.metrics import METRICS, SAMPLE_RATE_HZ, CompositeScale, Scores, score
+from saf_jax.noise_kind import noise_kind
 from saf_jax.results import FileResult
 
 LARGEST_TRIM = 0.01
@@ -106,11 +107,13 @@ def _score(task: Task) -> FileResult:
     for prefix, of in (("", scores), ("noisy_", noisy_scores)):
         values |= {prefix + name: value for name, value in _finite_values(of).items()}
         failures |= {prefix + name: reason for name, reason in of.failures.items()}
-    input_snr_db = snr_db(clean, noisy.astype(np.float64) - clean, SAMPLE_RATE_HZ)
+    noise = noisy.astype(np.float64) - clean
+    input_snr_db = snr_db(clean, noise, SAMPLE_RATE_HZ)
     return FileResult(
         file=task.file,
         values=values,
         input_snr_db=round(input_snr_db, 3) if math.isfinite(input_snr_db) else None,
+        noise_kind=noise_kind(noise, SAMPLE_RATE_HZ),
         seconds=round(seconds, 3),
         trimmed_samples=trimmed,
         failures=failures,

@@ -98,7 +98,7 @@ def paper_table(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [*field_results(), measured[0][0], *(rows[1] for rows in measured)]
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, str]:
+def filled_columns(rows: Sequence[Row]) -> dict[str, str]:
     """Headings of the columns that any row fills."""
     return {
         name: heading for name, heading in {**_COST_TITLES, **TITLES}.items() if any(name in row.cells for row in rows)
@@ -118,21 +118,21 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _cell(row: Row, column: str) -> str:
+def cell_text(row: Row, column: str) -> str:
     text = row.cells.get(column, "-")
     return text + _MARK if row.divided and column in _COMPOSITES and text != "-" else text
 
 
 def format_text(rows: Sequence[Row]) -> str:
     """Aligned text; the interval of a measured row stands below it."""
-    columns = _columns(rows)
+    columns = filled_columns(rows)
     lines = [["", *columns.values()]]
     before = "published"
     for row in rows:
         if row.kind != before:
             lines.append([])
         before = row.kind
-        lines.append([row.name, *(_cell(row, column) for column in columns)])
+        lines.append([row.name, *(cell_text(row, column) for column in columns)])
         if row.intervals:
             lines.append(["  95 % from", *(row.intervals.get(column, ("", ""))[0] for column in columns)])
             lines.append(["         to", *(row.intervals.get(column, ("", ""))[1] for column in columns)])
@@ -154,13 +154,13 @@ def align(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def format_markdown(rows: Sequence[Row]) -> str:
     """A Markdown table; intervals stand in brackets behind the means."""
-    columns = _columns(rows)
+    columns = filled_columns(rows)
     lines = [f"| model | {' | '.join(columns.values())} |", f"| --- |{' ---: |' * len(columns)}"]
     for row in rows:
         name = row.name.replace("|", "\\|")
         if row.kind == "measured":
             name = f"**{name}**"
-        cells = [_cell(row, column) + _bracket(row, column) for column in columns]
+        cells = [cell_text(row, column) + _bracket(row, column) for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"{line}  " for line in notes(rows))]) + "\n"
 
@@ -171,7 +171,7 @@ def _bracket(row: Row, column: str) -> str:
 
 def format_latex(rows: Sequence[Row]) -> str:
     """A LaTeX table for the package booktabs; intervals stand in a line of their own."""
-    columns = _columns(rows)
+    columns = filled_columns(rows)
     lines = [
         "% needs \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
@@ -184,7 +184,7 @@ def format_latex(rows: Sequence[Row]) -> str:
         if row.kind == "measured" and before == "published":
             lines.append("\\midrule")
         before = row.kind
-        lines.append(" & ".join([_latex(row.name), *(_latex(_cell(row, column)) for column in columns)]) + r" \\")
+        lines.append(" & ".join([_latex(row.name), *(_latex(cell_text(row, column)) for column in columns)]) + r" \\")
         if row.intervals:
             ranges = (
                 rf"{{\scriptsize {'--'.join(row.intervals[column])}}}" if column in row.intervals else ""

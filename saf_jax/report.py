@@ -1,0 +1,238 @@
+"""`saf-jax report RESULTS`: one self-contained HTML page about an evaluation, to look at and listen to."""
+
+import argparse
+import importlib.util
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saf_jax import audio, tables
+from saf_jax.conditions import title
+from saf_jax.errors import UserError
+from saf_jax.files import write_text
+from saf_jax.metrics import METRICS, SAMPLE_RATE_HZ
+from saf_jax.results import FileResult, Results, read_results
+
+FILE_NAME = "report.html"
+_LONGEST_SECONDS = 20.0
+_SIDES = ("noisy", "enhanced", "clean")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", metavar="RESULTS", help="a folder that eval wrote (--out)")
+    parser.add_argument("-o", "--out", help=f"the page (default: RESULTS/{FILE_NAME})")
+    parser.add_argument(
+        "--files", type=int, default=5, metavar="N", help="how many of the best, median and worst files"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.files < 0:
+        raise UserError(f"--files {args.files}: must not be negative")
+    path = write_report(args.results, args.out, files=args.files)
+    print(path)
+    return 0
+
+
+def write_report(folder: str | Path, out: str | Path | None = None, *, files: int = 5) -> Path:
+    """Writes the page of a results folder.
+
+    Args:
+      folder: what `saf_jax.evaluation.evaluate` wrote.
+      out: the page; None puts it into the folder.
+      files: how many of the best, of the median and of the worst files are shown.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      UserError: no finished results there, a missing package, or the page cannot be written.
+    """
+    for package in ("jinja2", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"report needs the package {package}: pip install 'saf-jax[report]'")
+    import jinja2
+
+    results = read_results(folder)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_content(results, files))
+    path = Path(out) if out is not None else results.folder / FILE_NAME
+    write_text(path, page)
+    return path
+
+
+def _content(results: Results, count: int) -> dict[str, Any]:
+    """Everything the template shows."""
+    from saf_jax import report_figures
+
+    summary = results.summary
+    scored = [file for file in results.files if not file.failed]
+    rows = tables.paper_table([summary])
+    columns = tables.filled_columns(rows)
+    boxes = []
+    for metric, heading in tables.TITLES.items():
+        sides = [[file.values[name] for file in scored if name in file.values] for name in (f"noisy_{metric}", metric)]
+        if any(sides):
+            boxes.append((heading, report_figures.box_plot(*sides)))
+    return {
+        "name": results.name,
+        "summary": summary,
+        "colours": report_figures.COLOURS,
+        "headline": _headline(summary),
+        "columns": columns.values(),
+        "rows": [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "source": row.source,
+                "cells": [
+                    {"text": tables.cell_text(row, column), "interval": row.intervals.get(column)} for column in columns
+                ],
+            }
+            for row in rows
+        ],
+        "notes": tables.notes(rows),
+        "boxes": boxes,
+        "breakdowns": [
+            {"title": title(kind), "columns": list(tables.TITLES.values()), "groups": [_group(g) for g in groups]}
+            for kind, groups in summary["breakdowns"].items()
+        ],
+        "examples": _examples(results, count),
+        "facts": _facts(summary),
+        "config": json.dumps(summary["config"], indent=2) if summary.get("config") else None,
+    }
+
+
+def _headline(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """The metrics as large figures, each with that of the noisy input."""
+    return [
+        {
+            "title": heading,
+            "value": tables.number(metric, summary.get(metric)),
+            "noisy": tables.number(metric, summary.get(f"noisy_{metric}")),
+        }
+        for metric, heading in tables.TITLES.items()
+    ]
+
+
+def _group(group: dict[str, Any]) -> dict[str, Any]:
+    cells = [(tables.number(m, group[f"noisy_{m}"]), tables.number(m, group[m])) for m in METRICS]
+    return {"name": group["group"], "files": group["files"], "cells": cells}
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the results come from, as lines."""
+    seconds = summary["seconds"]
+    facts = [
+        ("command", summary["command"]),
+        ("commit", summary["commit"] or "installed package"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())),
+        ("composites", f"{summary['composite_scale']} scale"),
+        *((f"{side} files", folder or "not kept") for side, folder in summary["folders"].items()),
+        ("scoring", f"{seconds['metrics']:.1f} s of metrics for {seconds['audio']:.1f} s of audio"),
+    ]
+    if summary.get("parameters") is not None:
+        cost = f"{summary['parameters']:,} parameters, {summary['gmac_per_second']:g} GMAC per second of audio"
+        facts += [("weights", f"{summary['weights']} ({summary['weights_hash']})"), ("network", cost)]
+    if seconds["network_audio"]:
+        facts.append(("network time", f"{seconds['network']:.1f} s for {seconds['network_audio']:.1f} s of audio"))
+    return facts
+
+
+def choose(files: Sequence[FileResult], count: int) -> dict[str, list[FileResult]]:
+    """The files with the largest, median and smallest gain in WB-PESQ over the noisy input; none twice.
+
+    Args:
+      files: scored files.
+      count: how many of each; fewer where there are not enough files.
+    """
+    ranked = sorted(
+        (file for file in files if {"wb_pesq", "noisy_wb_pesq"} <= file.values.keys()),
+        key=lambda file: file.values["wb_pesq"] - file.values["noisy_wb_pesq"],
+        reverse=True,
+    )
+    best = ranked[: min(count, (len(ranked) + 1) // 2)]
+    worst = ranked[len(best) :][-count:] if count else []
+    middle = [file for file in ranked if file not in best and file not in worst]
+    start = max(0, (len(middle) - count) // 2)
+    return {"best": best, "median": middle[start : start + count], "worst": worst[::-1]}
+
+
+def _examples(results: Results, count: int) -> list[dict[str, Any]]:
+    """The chosen files with pictures and sound."""
+    found = {}
+    for side in _SIDES:
+        folder = results.summary["folders"].get(side)
+        paths = audio.list_audio(folder) if folder and Path(folder).is_dir() and any(Path(folder).iterdir()) else []
+        found[side] = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    chosen = choose([file for file in results.files if not file.failed], count)
+    return [
+        {
+            "title": heading,
+            "files": [
+                {
+                    "name": file.file,
+                    "conditions": ", ".join(
+                        f"{title(kind)} {value}" for kind, value in results.conditions.get(file.file, {}).items()
+                    ),
+                    "scores": [
+                        {
+                            "title": label,
+                            "noisy": tables.number(metric, file.values.get(f"noisy_{metric}")),
+                            "value": tables.number(metric, file.values.get(metric)),
+                        }
+                        for metric, label in tables.TITLES.items()
+                    ],
+                    "sides": _sides({side: found[side].get(file.file) for side in _SIDES}),
+                }
+                for file in files
+            ],
+        }
+        for heading, files in chosen.items()
+        if files
+    ]
+
+
+def _sides(paths: dict[str, Path | None]) -> list[dict[str, Any]]:
+    """Spectrogram and sound of each version of a file, all on one scale; a note where there is none."""
+    from saf_jax import report_figures
+
+    signals, notes = {}, {}
+    for side, path in paths.items():
+        try:
+            if path is None:
+                raise UserError("the recording is not there any more, or was not kept")
+            samples = audio.read_mono(path, SAMPLE_RATE_HZ)
+            signals[side] = samples[: round(_LONGEST_SECONDS * SAMPLE_RATE_HZ)]
+        except UserError as error:
+            notes[side] = str(error)
+    powers = {side: report_figures.spectrogram_db(samples) for side, samples in signals.items()}
+    top_db = max((power.max() for power in powers.values()), default=0.0)
+    shown = []
+    for side in paths:
+        entry: dict[str, Any] = {"side": side, "note": notes.get(side)}
+        if side in signals:
+            seconds = len(signals[side]) / SAMPLE_RATE_HZ
+            entry["picture"] = report_figures.spectrogram(powers[side], top_db, seconds, SAMPLE_RATE_HZ / 2)
+            entry["sound"] = report_figures.data_uri(_flac(signals[side]), "audio/flac")
+        shown.append(entry)
+    return shown
+
+
+def _flac(samples: np.ndarray) -> bytes:
+    """16-bit FLAC, which browsers play, at half the size of wav."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
