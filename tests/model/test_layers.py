@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from networks import model, random_variables
+
+from saf_jax.model.layers import DenseBlock, DepthwiseConv, Norm, Pointwise, PReLU, apply_mask
+
+B, T, F, C = 2, 9, 7, 8
+FRAMES = [9, 6]
+MASK = (np.arange(T) < np.array(FRAMES)[:, None])[:, :, None, None]
+
+
+def features(seed=0, channels=C):
+    return np.random.default_rng(seed).normal(0.3, 1.2, (B, T, F, channels)).astype(np.float32)
+
+
+def assert_close(got, wanted, tolerance=2e-5):
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
+
+
+def test_apply_mask_zeroes_what_lies_beyond_the_end():
+    x = features()
+    np.testing.assert_array_equal(apply_mask(x, MASK), oracle.masked(x, FRAMES))
+    assert apply_mask(x, None) is x
+
+
+@pytest.mark.parametrize("sizes", [(8,), (8, 3, 5)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_pointwise_is_the_matrix_product_of_the_concatenation(sizes, use_bias):
+    inputs = [features(i, size) for i, size in enumerate(sizes)]
+    layer = Pointwise(6, use_bias=use_bias)
+    variables = random_variables(layer, *inputs)
+    assert variables["params"]["kernel"].shape == (sum(sizes), 6)
+    assert ("bias" in variables["params"]) == use_bias
+    assert_close(layer.apply(variables, *inputs), oracle.pointwise(variables["params"], *inputs))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "dilation"), [(3, 3, 1), (3, 3, 2), (5, 5, 1), (3, 1, 4)])
+def test_depthwise_conv_equals_loops_and_lax(rows, columns, dilation, causal):
+    x = features()
+    layer = DepthwiseConv(rows, columns, dilation, causal)
+    variables = random_variables(layer, x, MASK)
+    p = variables["params"]
+    got = layer.apply(variables, x, MASK)
+    assert_close(got, oracle.depthwise(p, x, FRAMES, dilation, causal))
+    span = (rows - 1) * dilation
+    wanted = jax.lax.conv_general_dilated(
+        jnp.where(MASK, x, 0.0),
+        p["kernel"].reshape(rows, columns, 1, C),
+        (1, 1),
+        [(span, 0) if causal else (span // 2, span // 2), (columns // 2, columns // 2)],
+        rhs_dilation=(dilation, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=C,
+    )
+    assert_close(got, np.asarray(wanted) + p["bias"])
+
+
+def test_prelu_has_a_slope_for_each_channel():
+    x, layer = features(), PReLU()
+    variables = random_variables(layer, x)
+    assert variables["params"]["slope"].shape == (C,)
+    assert_close(layer.apply(variables, x), oracle.prelu(variables["params"], x))
+
+
+@pytest.mark.parametrize("kind", ["layer", "group", "instance", "batch"])
+def test_norm_equals_its_definition(kind):
+    config, x = model(norm=kind), features()
+    layer = Norm(config)
+    variables = random_variables(layer, x, None, False)
+    got = layer.apply(variables, x, MASK, False)
+    assert_close(got, oracle.norm(variables["params"], variables.get("batch_stats"), x, config))
+
+
+@pytest.mark.parametrize("kind", ["layer", "group", "instance", "batch"])
+def test_norm_of_a_constant_is_finite_with_its_gradient(kind):
+    x = np.zeros((1, 2, F, C), np.float32)
+    layer = Norm(model(norm=kind))
+    variables = random_variables(layer, x, None, False)
+    gradient = jax.grad(lambda x: jnp.sum(layer.apply(variables, x, None, False) ** 2))(x)
+    assert np.isfinite(gradient).all()
+
+
+def test_batch_norm_in_training_takes_the_valid_frames_of_the_whole_batch():
+    config, x = model(norm="batch"), features()
+    layer = Norm(config)
+    variables = random_variables(layer, x, None, False)
+    # What lies beyond the end must not count, however large it is.
+    x = np.where(MASK, x, 1e3).astype(np.float32)
+    got, changed = layer.apply(variables, x, MASK, True, mutable=["batch_stats"])
+    valid = np.concatenate([x[b, :n].reshape(-1, C) for b, n in enumerate(FRAMES)]).astype(np.float64)
+    mean, variance = valid.mean(axis=0), valid.var(axis=0)
+    p, old, new = variables["params"], variables["batch_stats"], changed["batch_stats"]
+    wanted = (x - mean) / np.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
+    for b, n in enumerate(FRAMES):
+        assert_close(np.asarray(got)[b, :n], wanted[b, :n])
+    np.testing.assert_allclose(new["mean"], 0.99 * old["mean"] + 0.01 * mean, rtol=1e-5)
+    np.testing.assert_allclose(new["variance"], 0.99 * old["variance"] + 0.01 * variance, rtol=1e-5)
+
+
+def test_batch_norm_at_inference_changes_no_averages():
+    x, layer = features(), Norm(model(norm="batch"))
+    variables = random_variables(layer, x, None, False)
+    _, changed = layer.apply(variables, x, MASK, False, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, changed["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dense_block_equals_its_definition(causal):
+    config, x = model(causal=causal, norm="instance"), features()
+    block = DenseBlock(config)
+    variables = random_variables(block, x, MASK, False)
+    assert_close(block.apply(variables, x, MASK, False), oracle.dense_block(variables["params"], {}, x, FRAMES, config))
+
+
+def test_bfloat16_layers_compute_in_bfloat16_and_keep_float32_parameters():
+    x, config = features(), model()
+    block = DenseBlock(config, dtype=jnp.bfloat16)
+    variables = random_variables(block, x, MASK, False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    got = block.apply(variables, x, MASK, False)
+    assert got.dtype == jnp.bfloat16
+    assert_close(np.asarray(got, np.float32), oracle.dense_block(variables["params"], {}, x, FRAMES, config), 0.03)
