@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import glob
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from saf_jax.files import make_folder, user_errors
 _LABEL_COLUMNS = ("noise", "label", "kind", "category", "speaker_or_label", "speaker")
 # A flat folder with at most so many files is taken to hold one kind in each.
 _MOST_SINGLE_KINDS = 24
+_STALE_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
@@ -32,6 +35,10 @@ def whole_folder(path: Path, may_replace: Callable[[Path], bool]) -> Iterator[Pa
         occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
         if occupied and not (path.is_dir() and may_replace(path)):
             raise UserError(f"{path}: exists and holds something else: name another folder or empty this one")
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            # Left by a process that was killed; what is younger may still be written by another one.
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
             partial.chmod(0o755)
