@@ -157,11 +157,13 @@ def breakdown(files: Sequence[FileResult], conditions: Mapping[str, Mapping[str,
 
 def _group(name: str, files: Sequence[FileResult]) -> dict[str, Any]:
     group: dict[str, Any] = {"group": name, "files": len(files)}
-    for metric in (*METRICS, *NOISY_METRICS):
+    for metric in METRICS:
         mean = bootstrap_mean([file.values[metric] for file in files if metric in file.values])
         group[metric] = mean.mean
-        if metric in METRICS:
-            group[f"{metric}_interval"] = [mean.low, mean.high]
+        group[f"{metric}_interval"] = [mean.low, mean.high]
+    for metric in NOISY_METRICS:
+        values = [file.values[metric] for file in files if metric in file.values]
+        group[metric] = math.fsum(values) / len(values) if values else math.nan
     return group
 
 

@@ -3,9 +3,11 @@
 import base64
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -81,7 +83,14 @@ def browser() -> Iterator[Browser]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # The browser leaves its profile behind where TMPDIR says.
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    driver = subprocess.Popen(
+        ["chromedriver", f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": scratch.name},
+    )
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -100,3 +109,4 @@ def browser() -> Iterator[Browser]:
     finally:
         driver.terminate()
         driver.wait(10)
+        scratch.cleanup()
