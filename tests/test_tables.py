@@ -38,7 +38,7 @@ def test_text_is_aligned_and_marks_the_scale():
     assert own.split()[-7:] == ["1.045", "2.045", "3.045", "4.045", "5.04", "6.04", "7.04"]
     assert "†" not in own
     divided = tables.format_text(tables.paper_table([summary(scale="divided")]))
-    assert "2.045†" in divided and "1.045†" not in divided
+    assert "2.045†" in divided and " 1.045†" not in divided
 
 
 def test_markdown_has_as_many_cells_in_every_line():
