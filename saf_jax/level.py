@@ -23,11 +23,10 @@ def frame_energies(samples: jax.Array, config: STFTConfig) -> jax.Array:
 def gated_level(energies: jax.Array) -> jax.Array:
     """RMS over the frames within `GATE_DB` of the loudest: [..., frames] -> [...]; 0 for silence.
 
-    Appended silence does not change it. Works on numpy arrays too.
+    Appended silence does not change it. Numpy arrays stay numpy arrays: jnp would compile anew for every length.
     """
-    loud = energies >= energies.max(axis=-1, keepdims=True) * 10 ** (-GATE_DB / 10)
-    loud &= energies > 0
-    return (jnp.sum(energies * loud, axis=-1) / jnp.maximum(loud.sum(axis=-1), 1)) ** 0.5
+    loud = (energies >= energies.max(axis=-1, keepdims=True) * 10 ** (-GATE_DB / 10)) & (energies > 0)
+    return ((energies * loud).sum(axis=-1) / loud.sum(axis=-1).clip(1)) ** 0.5
 
 
 def running_level(spectrum: jax.Array, config: STFTConfig, state: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
