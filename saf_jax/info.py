@@ -33,7 +33,8 @@ def describe(config: Config) -> dict[str, Any]:
     def milliseconds(samples: int) -> float:
         return 1000 * samples / stft.sample_rate_hz
 
-    # A sample lies under windows that reach almost a window back and ahead of it.
+    # A sample lies under at most window / hop frames, and the first sample of a Hann window is zero.
+    frames_seen = past + future + stft.window_samples // stft.hop_samples - 1
     return {
         "parameters": parameters,
         "gmac_per_second": round(count_macs_per_second(config) / 1e9, 4),
@@ -43,7 +44,7 @@ def describe(config: Config) -> dict[str, Any]:
         "bins": stft.bins,
         "compression": stft.compression,
         "causal": config.model.causal,
-        "receptive_field_ms": milliseconds((past + future) * stft.hop_samples + 2 * stft.window_samples - 1),
+        "receptive_field_ms": milliseconds(frames_seen * stft.hop_samples + stft.window_samples - 1),
         "context_frames_before": past,
         "context_frames_after": future,
         "algorithmic_latency_ms": milliseconds(future * stft.hop_samples + stft.window_samples),
