@@ -29,6 +29,8 @@ from saf_jax.results import FileResult
 LARGEST_TRIM = 0.01
 """Lengths may differ by this part of the clean recording's."""
 
+_DIED = "its process died: no memory left, or PESQ failed, as it does on recordings of many minutes: cut them up"
+
 # Part of every fingerprint: raise it when a change of the metrics changes their values.
 _METRICS_VERSION = "1"
 
@@ -160,7 +162,7 @@ def score_all(tasks: Sequence[Task], jobs: int) -> Iterator[FileResult]:
         suspects, waiting = lost[: 2 * jobs], lost[2 * jobs :]
         for task in suspects:
             if (yield from _pool_pass([task], 1)):
-                yield failed_result(task, f"{task.enhanced}: its process died (memory used up, or a fault within PESQ)")
+                yield failed_result(task, f"{task.enhanced}: {_DIED}")
 
 
 def _pool_pass(tasks: Sequence[Task], jobs: int) -> Generator[FileResult, None, list[Task]]:

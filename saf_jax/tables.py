@@ -85,8 +85,9 @@ def measured_rows(summary: Mapping[str, Any]) -> list[Row]:
             cells["gmac_per_second"] = f"{summary['gmac_per_second']:.3g}"
         intervals = {}
         for metric in METRICS:
-            low, high = summary["intervals"].get(prefix + metric) or (None, None)
-            if low is not None:
+            low, high = summary["intervals"][prefix + metric]
+            # None, or NaN before it went through JSON: a mean of one file has no interval.
+            if low is not None and low == low:
                 intervals[metric] = (number(metric, low), number(metric, high))
         rows.append(Row(name, "measured", cells, intervals, divided, summary["files"] - summary["failed"]))
     return rows

@@ -64,6 +64,12 @@ def test_csv_holds_the_ends_of_the_intervals():
     assert "2308.02263" in rows[1]["source"] and rows[1]["csig"] == ""
 
 
+def test_a_single_file_has_no_interval():
+    one = summary() | summarise([FileResult("f", {"wb_pesq": 2.0, "noisy_wb_pesq": 1.5})], {})
+    text = tables.format_text(tables.paper_table([one]))
+    assert "2.000" in text and "95 % from" not in text and "[" not in tables.format_markdown(tables.paper_table([one]))
+
+
 def test_several_evaluations_share_the_noisy_row():
     names = [row.name for row in tables.paper_table([summary("a"), summary("b")])][-3:]
     assert names == ["noisy (measured)", "a", "b"]
