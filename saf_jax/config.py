@@ -4,8 +4,10 @@ The defaults are those of the paper's network and training (`configs/paper.yaml`
 changes. A value of None in a docstring's units column means "not set".
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -46,7 +48,8 @@ class STFTConfig:
             raise UserError(f"stft.sample_rate_hz={self.sample_rate_hz}: must be positive")
         if self.hop_samples < 1 or self.window_samples % self.hop_samples or self.hop_samples * 2 > self.window_samples:
             raise UserError(
-                f"stft.hop_samples={self.hop_samples}: must divide stft.window_samples={self.window_samples} at least twice"
+                f"stft.hop_samples={self.hop_samples}: must divide stft.window_samples={self.window_samples} "
+                "at least twice"
             )
         if self.window_samples % 2:
             raise UserError(f"stft.window_samples={self.window_samples}: must be even")
@@ -262,6 +265,9 @@ class LossConfig:
     magnitude: float = 0.5
 
     def check(self) -> None:
+        for field in dataclasses.fields(self):
+            if (weight := getattr(self, field.name)) < 0:
+                raise UserError(f"loss.{field.name}={weight}: must not be negative")
         if not any(dataclasses.astuple(self)):
             raise UserError("loss: all weights are 0: give at least one term a weight")
 
@@ -315,6 +321,8 @@ class TrainConfig:
             raise UserError("train.steps and train.epochs are both 0: set one of them")
         if self.learning_rate <= 0:
             raise UserError(f"train.learning_rate={self.learning_rate}: must be positive")
+        if self.gradient_clip < 0:
+            raise UserError(f"train.gradient_clip={self.gradient_clip}: must not be negative; 0 does not clip")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must lie in [0, 1)")
@@ -368,7 +376,8 @@ def load_config(source: str | os.PathLike, overrides: Iterable[str] = ()) -> Con
     if not path.exists():
         shipped = config_folder() / f"{source}.yaml"
         if not shipped.exists():
-            names = ", ".join(sorted(p.relative_to(config_folder()).with_suffix("").as_posix() for p in config_folder().rglob("*.yaml")))
+            shipped_paths = (p.relative_to(config_folder()).with_suffix("") for p in config_folder().rglob("*.yaml"))
+            names = ", ".join(sorted(p.as_posix() for p in shipped_paths))
             raise UserError(f"{source}: no such config file, nor one that comes with the package ({names})")
         path = shipped
     try:
@@ -450,7 +459,7 @@ def _fill(base: Any, tree: Any, where: str, prefix: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
-    """Checks a YAML value against a field's type; ints pass as floats, lists as tuples, a lone item as a tuple of one."""
+    """Checks a YAML value against a field's type; an int passes as float, a list or a lone item as a tuple."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         # True == 1 in Python: compare types too.
@@ -466,16 +475,14 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         return _convert(value, next(choice for choice in choices if choice is not type(None)), where, name)
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 5e-4 as text, since it has no point.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{where}: {name}={value!r}: must be {_TYPE_NAMES.get(hint, hint.__name__)}")
-    if hint is float and value != value:
-        raise UserError(f"{where}: {name}: must be a number, not NaN")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{where}: {name}: must be a finite number, not {value}")
     return value
 
 

@@ -62,7 +62,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     with user_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=f".partial{path.suffix}", dir=path.parent)
+        # 40 characters, at most 160 bytes: the temporary name must fit into a file system's 255 bytes in any script.
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=f".partial{path.suffix}", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:

@@ -86,7 +86,9 @@ def test_phase_near_silence_is_zero_and_magnitude_goes_to_zero_without_a_step():
 @pytest.mark.parametrize("size", [0.0, 1e-25, 1e-6, PHASE_FLOOR, 1.0])
 def test_gradients_of_the_four_spectra_are_finite(size):
     def total(real, imaginary):
-        return sum(jnp.sum((part + 1) ** 2) for part in magnitude_phase_real_imaginary(jax.lax.complex(real, imaginary)))
+        return sum(
+            jnp.sum((part + 1) ** 2) for part in magnitude_phase_real_imaginary(jax.lax.complex(real, imaginary))
+        )
 
     x = spectrum(1, 3, 5) * np.float32(size)
     for gradient in jax.grad(total, argnums=(0, 1))(x.real, x.imag):

@@ -40,7 +40,9 @@ def test_inverse_equals_librosa_on_a_spectrum_that_belongs_to_no_signal(config):
 
     window, hop = config.window_samples, config.hop_samples
     rng = np.random.default_rng(0)
-    spectrum = (rng.standard_normal((21, config.bins)) + 1j * rng.standard_normal((21, config.bins))).astype(np.complex64)
+    spectrum = (rng.standard_normal((21, config.bins)) + 1j * rng.standard_normal((21, config.bins))).astype(
+        np.complex64
+    )
     theirs = librosa.istft(spectrum.T, hop_length=hop, n_fft=window, window="hann", center=False)
     ours = istft(spectrum[None], config, 20 * hop)[0]
     # Without their half window at the start; at both ends the sums of windows are too small to compare.
