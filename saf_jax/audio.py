@@ -80,7 +80,7 @@ def read(path: str | os.PathLike, *, start: int = 0, frames: int = -1) -> Audio:
         raise UserError(
             f"{path}: truncated: the header promises {declared} samples, {len(samples)} are there: copy it again"
         )
-    if audio.format in ("WAV", "WAVEX") and _wav_is_cut(path):
+    if audio.format in ("WAV", "WAVEX", "AIFF") and _data_chunk_is_cut(path):
         raise UserError(f"{path}: truncated: the header promises more samples than the file holds: copy it again")
     if not np.isfinite(samples).all():
         bad = int(np.size(samples) - np.isfinite(samples).sum())
@@ -88,20 +88,21 @@ def read(path: str | os.PathLike, *, start: int = 0, frames: int = -1) -> Audio:
     return audio
 
 
-def _wav_is_cut(path: Path) -> bool:
-    """True if the data chunk of a RIFF file claims more bytes than the file has.
+def _data_chunk_is_cut(path: Path) -> bool:
+    """True if the chunk of samples in a wav or aiff file claims more bytes than the file has.
 
     libsndfile repairs the length of such files silently. Sizes of 0 and near 2**32 mean "unknown" (streams written
     through a pipe), which is not an error.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF":
+        kind = file.read(12)[:4]
+        if kind not in (b"RIFF", b"FORM"):
             return False
+        order, wanted = ("little", b"data") if kind == b"RIFF" else ("big", b"SSND")
         while len(header := file.read(8)) == 8:
-            length = int.from_bytes(header[4:], "little")
-            if header[:4] == b"data":
+            length = int.from_bytes(header[4:], order)
+            if header[:4] == wanted:
                 return 0 < length < 0xFFFF_0000 and file.tell() + length > size
             file.seek(length + length % 2, os.SEEK_CUR)
     return False

@@ -26,7 +26,10 @@ from saf_jax.training_step import TrainState, build_train_step, build_validation
 LOG_FILE = "log.jsonl"
 LOG_EVERY = 20
 # Settings that a resumed run may change: they say how long and with what means, not what is trained.
-_MAY_CHANGE = ("train.epochs", "train.steps", "train.checkpoint_seconds", "train.keep_best", "data.workers")
+_MAY_CHANGE = (
+    "train.epochs", "train.steps", "train.checkpoint_seconds", "train.keep_best",
+    "data.workers", "data.cache_gb", "data.cache_folder",
+)  # fmt: skip
 _MAX_BAD_STEPS = 20
 
 

@@ -11,7 +11,7 @@ from saf_jax.checkpoint import Checkpoints, load_best
 from saf_jax.config import load_config
 from saf_jax.enhancement import Enhancer
 from saf_jax.errors import UserError
-from saf_jax.metrics import si_sdr
+from saf_jax.metrics import si_sdr_db
 from saf_jax.training import LOG_FILE, Plateau, train_and_evaluate
 from saf_jax.training_step import init_state
 
@@ -38,6 +38,15 @@ def write_pairs(folder, count=3, seconds=1.2):
         for kind, samples in (("clean", clean), ("noisy", noisy)):
             audio.write(folder / kind / f"{i}.wav", audio.Audio(samples.astype(np.float32), 16000))
     return [f"data.{part}_{kind}={folder / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_kept(tmp_path_factory):
+    """Most tests here train the same small network: it is compiled once."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")
@@ -136,4 +145,4 @@ def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
     )  # fmt: skip
     train_and_evaluate(config, tmp_path / "run", quiet=True)
     enhanced = Enhancer(*load_best(tmp_path / "run"))(noisy, 16000)
-    assert si_sdr(speech, enhanced) - si_sdr(speech, noisy) > 10
+    assert si_sdr_db(speech, enhanced) - si_sdr_db(speech, noisy) > 10
