@@ -10,7 +10,9 @@ import numpy as np
 from saf_jax.errors import UserError
 from saf_jax.files import atomic_path, explain_os_error
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf"})
+SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf"}
+)
 """The file name endings that folder listings take for audio."""
 
 
@@ -70,7 +72,9 @@ def read(path: str | os.PathLike, *, start: int = 0, frames: int = -1) -> Audio:
             audio = Audio(samples, file.samplerate, file.format, file.subtype)
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).rstrip(". ")
-        raise UserError(f"{path}: cannot be read as audio ({reason}): convert it to wav or flac, or copy it again") from error
+        raise UserError(
+            f"{path}: cannot be read as audio ({reason}): convert it to wav or flac, or copy it again"
+        ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {explain_os_error(error)}") from error
     if len(samples) == 0:
@@ -189,16 +193,25 @@ def list_pairs(clean_folder: str | os.PathLike, noisy_folder: str | os.PathLike)
       The pairs, sorted by name.
 
     Raises:
-      UserError: a folder is missing or empty, or a file has no partner; names the first such file.
+      UserError: a folder is missing or empty, a file has no partner, or two of a folder have one name; names the
+        first such file.
     """
 
     def by_name(folder: str | os.PathLike, files: Iterable[Path]) -> dict[str, Path]:
-        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+        named: dict[str, Path] = {}
+        for path in files:
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in named:
+                raise UserError(f"{path} and {named[name]}: have the same name without ending: remove one")
+            named[name] = path
+        return named
 
     clean = by_name(clean_folder, list_audio(clean_folder))
     noisy = by_name(noisy_folder, list_audio(noisy_folder))
     for mine, theirs, other in ((clean, noisy, noisy_folder), (noisy, clean, clean_folder)):
         if alone := sorted(mine.keys() - theirs.keys()):
             more = f" ({len(alone)} such files)" if len(alone) > 1 else ""
-            raise UserError(f"{mine[alone[0]]}: has no partner of that name in {other}{more}: add it or remove this one")
+            raise UserError(
+                f"{mine[alone[0]]}: has no partner of that name in {other}{more}: add it or remove this one"
+            )
     return [Pair(name, clean[name], noisy[name]) for name in sorted(clean)]
