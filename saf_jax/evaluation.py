@@ -1,8 +1,8 @@
 """Scoring enhanced speech against clean references: the command `eval`, and `evaluate` for programs."""
 
 import argparse
+import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +12,13 @@ from typing import Any, TypeVar, get_args
 from saf_jax import audio, tables
 from saf_jax.composite_measures import CompositeScale
 from saf_jax.errors import UserError
-from saf_jax.evaluation_inputs import command_line, find_conditions, match_enhanced, suspicions
+from saf_jax.evaluation_inputs import command_line, find_conditions, suspicions
+from saf_jax.evaluation_sources import EnhancedByNetwork, EnhancedFolder, Track
 from saf_jax.evaluation_summary import closing_lines, origin, summarise, trim_remark, write_summary
 from saf_jax.files import make_folder
 from saf_jax.metrics import check_packages
 from saf_jax.results import PER_FILE, SUMMARY, FileResult, read_per_file, write_per_file
-from saf_jax.scoring import Task, fingerprint, score_all
+from saf_jax.scoring import Task, score_all
 
 _SAVE_SECONDS = 2.0
 
@@ -122,69 +123,52 @@ def evaluate(
         raise UserError("give either --weights or --enhanced: what should be scored?")
     check_packages()
     started = time.perf_counter()
-    clean, noisy = Path(clean), Path(noisy)
+    clean, noisy, out = Path(clean), Path(noisy), Path(out)
     jobs = jobs or _cores()
     pairs = audio.list_pairs(clean, noisy)
     known, remarks = find_conditions(pairs, clean, noisy, log_file, manifest)
     remarks += suspicions(clean, noisy, pairs)
-    if enhanced is not None:
-        judged_folder = Path(enhanced)
-        matched, more = match_enhanced(judged_folder, pairs)
-        remarks += more
+    source = EnhancedFolder(enhanced, pairs) if weights is None else EnhancedByNetwork(weights, out, keep_audio)
+    remarks += source.remarks
     for remark in remarks:
         _say(f"warning: {remark}", quiet)
-    out = make_folder(out)
-
+    make_folder(out)
+    done = _done(out, source.tasks(pairs, composite_scale))
     # Results of this folder are complete only once the new summary is there.
     (out / SUMMARY).unlink(missing_ok=True)
-    facts, seconds, failed = {}, {}, {}
-    if weights is not None:
-        judged_folder = out / ("enhanced" if keep_audio else ".enhanced")
-        scorer = _NetworkScorer(os.fspath(weights), judged_folder, composite_scale, keep_audio)
-        facts = scorer.facts
-        tasks = scorer.tasks(pairs)
-        done = _done(out, tasks)
-        if keep_audio:
-            # A file that was scored but is no longer there is made again.
-            there = {task.file for task in tasks if task.enhanced.is_file()}
-            done = {file: result for file, result in done.items() if file in there}
-        failed, more = scorer.enhance([pair for pair in pairs if pair.name not in done], quiet)
-        remarks += more
-        seconds = scorer.seconds
-    else:
-        tasks = _tasks(pairs, matched, judged_folder, composite_scale)
-        done = _done(out, tasks)
     if done:
         _say(f"{len(done)} of {len(pairs)} files are scored already", quiet)
-    todo = [task for task in tasks if task.file not in done and task.file not in failed]
+
+    def track(items: Iterable, total: int, what: str) -> Iterator:
+        return _progress(items, total, what, quiet)
+
+    failed, later = source.make([pair for pair in pairs if pair.name not in done], track)
+    todo = [task for task in source.tasks(pairs, composite_scale) if task.file not in done and task.file not in failed]
     scoring_started = time.perf_counter()
-    results = _score(todo, done | failed, jobs, out, known, quiet)
-    seconds |= {"scoring_wall": round(time.perf_counter() - scoring_started, 3)}
-    if weights is not None and not keep_audio:
-        shutil.rmtree(judged_folder, ignore_errors=True)
+    results = _score(todo, done | failed, jobs, out, known, track)
+    scoring_seconds = time.perf_counter() - scoring_started
+    source.finish()
 
     files = [results[pair.name] for pair in pairs]
-    for remark in trim_remark(files):
-        remarks.append(remark)
+    later += trim_remark(files)
+    for remark in later:
         _say(remark, quiet)
-    kept = enhanced is not None or keep_audio
     summary = {
-        "name": name or (Path(weights).stem if weights is not None else judged_folder.resolve().name),
+        "name": name or source.name,
         **summarise(files, known),
-        **facts,
+        **source.facts,
         "composite_scale": composite_scale,
-        "warnings": remarks,
+        "warnings": remarks + later,
         "folders": {
             "clean": str(clean.resolve()),
             "noisy": str(noisy.resolve()),
-            "enhanced": str(judged_folder.resolve()) if kept else None,
+            "enhanced": str(source.folder.resolve()) if source.folder else None,
         },
         "seconds": {
-            "audio": round(sum(file.seconds for file in files), 3),
-            "metrics": round(sum(file.metric_seconds for file in files), 3),
-            "network": None,
-            "network_audio": None,
-            **seconds,
+            "audio": round(math.fsum(file.seconds for file in files), 3),
+            "metrics": round(math.fsum(file.metric_seconds for file in files), 3),
+            **source.seconds(),
+            "scoring_wall": round(scoring_seconds, 3),
             "wall": round(time.perf_counter() - started, 3),
         },
         "scored_now": len(todo),
@@ -196,71 +180,6 @@ def evaluate(
     for line in closing_lines(summary):
         _say(line, quiet)
     return summary
-
-
-def _tasks(
-    pairs: Sequence[audio.Pair],
-    judged: Mapping[str, Path],
-    folder: Path,
-    composite_scale: CompositeScale,
-    weights_hash: str | None = None,
-) -> list[Task]:
-    """What to score; the identity of a judged file is that of the weights that made it, if known."""
-    tasks = []
-    for pair in pairs:
-        path = judged.get(pair.name)
-        stamp = fingerprint(pair.clean, pair.noisy, weights_hash or path, composite_scale)
-        tasks.append(Task(pair.name, pair.clean, pair.noisy, path, f"{folder / pair.name}", composite_scale, stamp))
-    return tasks
-
-
-class _NetworkScorer:
-    """The part of an evaluation that only one with weights has."""
-
-    def __init__(self, weights: str, folder: Path, composite_scale: CompositeScale, keep_audio: bool):
-        from saf_jax import evaluation_network
-        from saf_jax.config import config_to_dict
-        from saf_jax.info import describe
-
-        self._network = evaluation_network.load_network(weights)
-        self._folder, self._scale, self._keep_audio = folder, composite_scale, keep_audio
-        self._clock = evaluation_network.Clock()
-        described = describe(self._network.config)
-        self.facts = {
-            "parameters": described["parameters"],
-            "gmac_per_second": described["gmac_per_second"],
-            "weights": weights,
-            "weights_hash": self._network.fingerprint,
-            "config": config_to_dict(self._network.config),
-        }
-
-    def tasks(self, pairs: Sequence[audio.Pair]) -> list[Task]:
-        from saf_jax.evaluation_network import output_path
-
-        judged = {pair.name: output_path(self._folder, pair.name) for pair in pairs}
-        return _tasks(pairs, judged, self._folder, self._scale, self._network.fingerprint)
-
-    def enhance(self, pairs: Sequence[audio.Pair], quiet: bool) -> tuple[dict[str, FileResult], list[str]]:
-        """Enhances the pairs; gives the results of those that failed, and remarks."""
-        from saf_jax.evaluation_network import enhance_pairs
-
-        failed, clipped = {}, 0
-        outcomes = enhance_pairs(self._network, pairs, self._folder, self._clock)
-        for outcome in _progress(outcomes, len(pairs), "enhancing", quiet):
-            clipped += outcome.clipped_samples > 0
-            if outcome.failure:
-                failed[outcome.file] = FileResult(outcome.file, {}, failures={"file": outcome.failure})
-        remarks = [f"{clipped} enhanced files reach beyond full scale, which 16-bit files clip"] if clipped else []
-        for remark in remarks:
-            _say(remark, quiet)
-        return failed, remarks
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        return {
-            "network": round(self._clock.network_seconds, 3),
-            "network_audio": round(self._clock.audio_seconds, 3),
-        }
 
 
 def _done(out: Path, tasks: Sequence[Task]) -> dict[str, FileResult]:
@@ -281,13 +200,13 @@ def _score(
     jobs: int,
     out: Path,
     known: Mapping[str, Mapping[str, str]],
-    quiet: bool,
+    track: Track,
 ) -> dict[str, FileResult]:
     """Scores the tasks and adds them to the results; per_file.csv follows within two seconds, also when interrupted."""
     results = dict(results)
     saved = time.monotonic()
     try:
-        for result in _progress(score_all(tasks, jobs), len(tasks), "scoring", quiet):
+        for result in track(score_all(tasks, jobs), len(tasks), "scoring"):
             results[result.file] = result
             if time.monotonic() - saved > _SAVE_SECONDS:
                 write_per_file(out, results.values(), known)

@@ -323,3 +323,12 @@ def test_weights_that_change_are_noticed_and_audio_need_not_stay(pairs, weights,
     call(pairs, out, "--weights", str(weights[1]))
     assert [task.file for task in seen] == ["s2"]
     assert summary_of(out)["seconds"]["network_audio"] == pytest.approx(1.5)
+
+
+def test_a_mistyped_option_leaves_finished_results_alone(pairs, tmp_path, monkeypatch):
+    record_scoring(monkeypatch)
+    out = tmp_path / "out"
+    call(pairs, out)
+    before = summary_of(out)
+    assert call(pairs, out, "--weights", "nowhere") == 2 and call(pairs, out, "--enhanced", "nowhere") == 2
+    assert summary_of(out) == before
