@@ -157,7 +157,7 @@ def write(path: str | os.PathLike, audio: Audio) -> int:
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Band-limited resampling (soxr, very high quality) along the first axis: [N, ...] -> [round(N * to / from), ...]."""
+    """Band-limited resampling (soxr, very high quality): [N, ...] -> [round(N * to / from), ...]."""
     if from_hz == to_hz:
         return samples
     import soxr

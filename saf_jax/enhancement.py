@@ -112,6 +112,9 @@ class Enhancer:
         samples = np.asarray(samples, np.float32)
         if samples.ndim != 1 or len(samples) == 0:
             raise ValueError(f"samples must be [N] with N >= 1, not of shape {samples.shape}")
+        if not samples.any():
+            # A level that another channel set would let the Bias Decoder's output through.
+            return np.zeros_like(samples)
         rate = self.config.stft.sample_rate_hz
         if sample_rate_hz == rate:
             return self._enhance(samples, level)
