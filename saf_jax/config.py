@@ -481,8 +481,8 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{where}: {name}={value!r}: must be {_TYPE_NAMES.get(hint, hint.__name__)}")
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{where}: {name}: must be a finite number, not {value}")
+    if hint is float and math.isnan(value):
+        raise UserError(f"{where}: {name}: must be a number, not NaN")
     return value
 
 
