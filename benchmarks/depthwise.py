@@ -147,6 +147,10 @@ def main(arguments=None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args(arguments)
 
+    from saf_jax.huge_pages import restart_with_huge_pages
+
+    # As training does: otherwise the page faults of fresh arrays are half of what a small kernel takes.
+    restart_with_huge_pages()
     columns = [*IMPLEMENTATIONS, *(["torch"] if importlib.util.find_spec("torch") else [])]
     print(machine())
     print("median ms, forward / forward + backward; ratio = lax over chosen; difference = largest, relative to lax")
