@@ -59,6 +59,9 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any], valid_loss: float | None = None) -> None:
         """Starts saving; the state may be changed or donated as soon as this returns."""
+        if step in self._manager.all_steps():
+            # Left by a run that was resumed from before it, since it is damaged; orbax would refuse to replace it.
+            self._manager.delete(step)
         args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta))
         metrics = None if valid_loss is None else {"valid_loss": valid_loss}
         self._manager.save(step, args=args, metrics=metrics, force=True)
@@ -74,7 +77,7 @@ class Checkpoints:
                 state, meta = self._restore(step, target)
                 return step, state, meta
             except Exception as error:  # orbax raises many kinds for damaged files; each means: try an older one
-                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, error)
+                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, _brief(error))
         return None
 
     def restore_best(self, target: TrainState) -> TrainState:
@@ -84,7 +87,7 @@ class Checkpoints:
             try:
                 return self._restore(step, target)[0]
             except Exception as error:
-                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, error)
+                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, _brief(error))
         raise UserError(f"{self._manager.directory}: holds no sound checkpoint: train first")
 
     def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -96,6 +99,11 @@ class Checkpoints:
         """Waits until everything is on the disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _brief(error: Exception) -> str:
+    """One line of at most 200 characters: orbax's messages carry whole specifications of arrays."""
+    return " ".join(str(error).split())[:200]
 
 
 def read_run_config(workdir: str | os.PathLike) -> Config:

@@ -1,0 +1,206 @@
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, load_best, read_run_config
+from saf_jax.config import config_to_dict
+from saf_jax.errors import UserError
+from saf_jax.training_step import TrainState, build_optimizer
+
+
+def state_of(value, size=64):
+    """A small state whose arrays all tell `value`."""
+    return TrainState(
+        step=jnp.int32(value),
+        params={"a": jnp.full((3, size), float(value)), "b": {"c": jnp.arange(size) + value}},
+        batch_stats={},
+        optimizer=(jnp.int32(value), {"m": jnp.full(size, value / 2)}),
+        learning_rate_scale=jnp.float32(0.5),
+        skipped=jnp.int32(1),
+    )
+
+
+def assert_same(got, wanted):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = []
+
+    def open_checkpoints(keep_best=2):
+        opened.append(Checkpoints(tmp_path, keep_best))
+        return opened[-1]
+
+    yield open_checkpoints
+    for one in opened:
+        one.close()
+
+
+def save(checkpoints, *steps):
+    """Saves pairs of step and validation loss, one after another."""
+    for step, loss in steps:
+        checkpoints.save(step, state_of(step), {"step": step}, loss)
+    checkpoints._manager.wait_until_finished()
+
+
+def damage(folder, kind="cut"):
+    """Cuts the files of a checkpoint's arrays short, or takes away what describes it."""
+    if kind == "metadata":
+        (folder / "state" / "_METADATA").write_text("{")
+        return
+    if kind == "meta":
+        (folder / "meta" / "metadata").write_text('{"step"')
+        return
+    files = [path for path in (folder / "state").rglob("d/*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_latest_and_the_best_are_kept(checkpoints):
+    saved = checkpoints(keep_best=2)
+    save(saved, (1, 0.5), (2, 0.4), (3, None), (4, 0.6), (5, 0.3), (6, None), (7, 0.9))
+    assert saved.steps() == [2, 5, 7]
+    save(saved, (8, 0.1))
+    assert saved.steps() == [5, 8]
+    save(saved, (9, None), (10, None))
+    assert saved.steps() == [5, 8, 10]
+
+
+def test_without_best_ones_only_the_latest_is_kept(checkpoints):
+    saved = checkpoints(keep_best=0)
+    save(saved, (1, 0.5), (2, 0.4), (3, 0.7))
+    assert saved.steps() == [3]
+
+
+def test_a_reopened_run_knows_its_latest_and_its_best(checkpoints):
+    save(checkpoints(), (1, 0.5), (2, 0.4), (3, 0.6))
+    again = checkpoints()
+    step, state, meta = again.restore_newest(state_of(0))
+    assert (step, meta) == (3, {"step": 3})
+    assert_same(state, state_of(3))
+    assert_same(again.restore_best(state_of(0)), state_of(2))
+    save(again, (4, 0.45))
+    assert again.steps() == [2, 4]
+
+
+def test_a_new_run_has_nothing_to_restore(checkpoints):
+    saved = checkpoints()
+    assert saved.restore_newest(state_of(0)) is None
+    with pytest.raises(UserError, match="holds no sound checkpoint: train first"):
+        saved.restore_best(state_of(0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["cut", "metadata", "meta"])
+def test_a_damaged_newest_is_passed_over_and_replaced(checkpoints, tmp_path, caplog, kind):
+    save(checkpoints(), (1, 0.3), (2, 0.4), (3, 0.6))
+    damage(tmp_path / "checkpoints" / "3", kind)
+    again = checkpoints()
+    with caplog.at_level(logging.WARNING, "saf_jax"):
+        step, state, _ = again.restore_newest(state_of(0))
+    assert step == 2
+    assert_same(state, state_of(2))
+    warning = caplog.records[0].getMessage()
+    assert warning.startswith("checkpoint 3 is damaged, passed over: ")
+    assert "\n" not in warning
+    assert len(warning) < 300
+    # The run goes on from step 2 and comes by 3 again.
+    save(again, (3, 0.2))
+    assert_same(again.restore_newest(state_of(0))[1], state_of(3))
+    assert_same(checkpoints().restore_best(state_of(0)), state_of(3))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_best_falls_back_to_a_sound_one(checkpoints, tmp_path):
+    save(checkpoints(), (1, 0.3), (2, 0.4), (3, 0.6))
+    damage(tmp_path / "checkpoints" / "1")
+    assert_same(checkpoints().restore_best(state_of(0)), state_of(3))
+
+
+def test_the_state_may_be_donated_as_soon_as_save_returns(checkpoints):
+    saved = checkpoints()
+    change = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0)
+    state = state_of(7, size=300_000)
+    wanted = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    saved.save(7, state, {})
+    for _ in range(5):
+        state = change(state)
+    jax.block_until_ready(state)
+    assert_same(saved.restore_newest(state_of(0, size=300_000))[1], wanted)
+
+
+def run_folder(tmp_path, config, states, devices=1):
+    """A run's folder as training leaves it, its state held on several devices."""
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config_to_dict(config)))
+    saved = Checkpoints(tmp_path, 2)
+    mesh = jax.make_mesh((devices,), ("devices",), devices=jax.devices()[:devices])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    for step, (variables, loss) in enumerate(states, 1):
+        state = TrainState(
+            step=jnp.int32(step),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            optimizer=build_optimizer(config).init(variables["params"]),
+            learning_rate_scale=jnp.float32(1),
+            skipped=jnp.int32(0),
+        )
+        saved.save(step, jax.device_put(state, everywhere), {}, loss)
+    saved.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_load_best_gives_config_and_variables_on_one_device(tmp_path, norm):
+    config = networks.least(norm=norm)
+    first, second = networks.net_variables(config, 1), networks.net_variables(config, 2)
+    folder = run_folder(tmp_path, config, [(first, 0.1), (second, 0.2)], devices=8)
+    got_config, got = load_best(folder)
+    assert got_config == config
+    assert_same(got, first)
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(got))
+
+
+def test_a_checkpoint_of_another_network_is_no_weights(tmp_path):
+    config = networks.least()
+    folder = run_folder(tmp_path, config, [(networks.net_variables(config), 0.1)])
+    (folder / CONFIG_FILE).write_text(json.dumps(config_to_dict(networks.least(width=8))))
+    with pytest.raises(UserError) as error:
+        load_best(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not the folder of a training run"),
+        ("{", "is damaged"),
+        ('{"model": {"layerz": 1}}', "did you mean model.layers"),
+        ("[]", "must hold 'key: value' lines"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_used_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / CONFIG_FILE).write_text(content)
+    for load in (read_run_config, load_best):
+        with pytest.raises(UserError) as error:
+            load(tmp_path)
+        assert str(tmp_path) in str(error.value)
+        assert message in str(error.value)
+
+
+def test_a_run_without_a_checkpoint_is_told(tmp_path):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config_to_dict(networks.least())))
+    with pytest.raises(UserError, match="holds no checkpoint yet: let the training run on"):
+        load_best(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]
