@@ -7,7 +7,6 @@ from typing import Any
 from saf_jax.config import Config
 from saf_jax.errors import UserError
 
-
 DEFAULT = "saf-tiny"
 """The shipped weights that are taken where none are named."""
 
@@ -49,7 +48,9 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
     raise UserError(f"{source}: no such run folder or weights file, nor shipped weights (shipped: {names})")
 
 
-def save_weights(path: str | os.PathLike, config: Config, variables: Any, metadata: dict[str, str] | None = None) -> None:
+def save_weights(
+    path: str | os.PathLike, config: Config, variables: Any, metadata: dict[str, str] | None = None
+) -> None:
     """Writes weights, config and metadata as one safetensors file, atomically.
 
     Args:
@@ -88,6 +89,7 @@ def load_weights_file(path: str | os.PathLike) -> tuple[Config, Any]:
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from flax import traverse_util
     from safetensors import SafetensorError, safe_open
 
@@ -105,12 +107,23 @@ def load_weights_file(path: str | os.PathLike) -> tuple[Config, Any]:
             f"{path}: is not a weights file that this version reads ({metadata.get('format', 'no format named')}; "
             f"needed: {FORMAT}): export it again, or update saf_jax"
         )
-    config = config_from_dict(json.loads(metadata["config"]), where=str(path))
-    config.check()
+    try:
+        tree = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its config is damaged: fetch or export it again") from error
+    config = config_from_dict(tree, where=str(path))
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     variables = traverse_util.unflatten_dict(flat, sep="/")
     spectrum = jax.ShapeDtypeStruct((1, 8, config.stft.bins), jnp.complex64)
     wanted = jax.eval_shape(SAFNet(config.model).init, jax.random.key(0), spectrum)
-    shapes = traverse_util.flatten_dict(jax.tree.map(lambda leaf: leaf.shape, wanted), sep="/")
-    if shapes != {key: value.shape for key, value in flat.items()}:
+    wanted = traverse_util.flatten_dict(wanted, sep="/")
+    if {key: (leaf.shape, leaf.dtype) for key, leaf in wanted.items()} != {
+        key: (value.shape, value.dtype) for key, value in flat.items()
+    }:
         raise UserError(f"{path}: its arrays do not fit its config: the file is damaged; fetch or export it again")
+    if not all(np.isfinite(value).all() for value in flat.values()):
+        raise UserError(f"{path}: its arrays hold NaN or infinite values: train or export it again")
     return config, variables

@@ -1,0 +1,159 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import saf_jax
+from saf_jax import pretrained
+from saf_jax.config import config_to_dict
+from saf_jax.errors import UserError
+from saf_jax.model.net import SAFNet
+from saf_jax.pretrained import FORMAT, load_weights, save_weights
+
+CONFIG = networks.least(norm="batch")
+
+
+@pytest.fixture
+def variables():
+    return networks.net_variables(CONFIG)
+
+
+@pytest.fixture
+def weights(tmp_path, variables):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, CONFIG, variables, {"licence": "CC BY 4.0"})
+    return path
+
+
+def metadata_of(path):
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata()
+
+
+def test_round_trip(weights, variables):
+    config, loaded = load_weights(weights)
+    assert config == CONFIG
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    spectrum = networks.spectrum(1, 5, CONFIG.stft.bins)
+    apply = jax.jit(SAFNet(config.model).apply)
+    np.testing.assert_array_equal(apply(loaded, spectrum), apply(variables, spectrum))
+
+
+def test_device_arrays_are_saved_too(tmp_path, variables):
+    save_weights(tmp_path / "a", CONFIG, jax.tree.map(jnp.asarray, variables))
+    jax.tree.map(np.testing.assert_array_equal, saf_jax.load_weights(str(tmp_path / "a"))[1], variables)
+
+
+def test_the_file_tells_what_it_is(weights):
+    entries = metadata_of(weights)
+    assert entries["format"] == FORMAT
+    assert entries["licence"] == "CC BY 4.0"
+    assert entries["saf_jax_version"] == saf_jax.__version__
+    assert json.loads(entries["config"]) == config_to_dict(CONFIG)
+
+
+def test_metadata_cannot_take_the_place_of_the_config(tmp_path, variables):
+    save_weights(tmp_path / "a", CONFIG, variables, {"config": "{}", "format": "mine"})
+    assert load_weights(tmp_path / "a")[0] == CONFIG
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path):
+    with pytest.raises(Exception, match=r"."):
+        save_weights(tmp_path / "a", CONFIG, {"params": {"kernel": "no array"}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed(weights, arrays=None, **entries):
+    """The file with other arrays or metadata; None takes an entry away."""
+    metadata = {**metadata_of(weights), **entries}
+    save_file(
+        arrays or load_file(weights), weights, {key: value for key, value in metadata.items() if value is not None}
+    )
+
+
+def damage(weights, kind):
+    if kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "cut in its head":
+        weights.write_bytes(weights.read_bytes()[:50])
+    elif kind == "empty":
+        weights.write_bytes(b"")
+    elif kind == "words":
+        weights.write_text("these are no weights " * 20)
+    elif kind == "foreign":
+        save_file(load_file(weights), weights)
+    elif kind == "newer format":
+        changed(weights, format="saf_jax weights 99")
+    elif kind == "no config":
+        changed(weights, config=None)
+    elif kind == "config cut":
+        changed(weights, config=metadata_of(weights)["config"][:40])
+    elif kind == "unknown key":
+        changed(weights, config='{"model": {"layerz": 2}}')
+    elif kind == "bad value":
+        changed(weights, config=json.dumps(config_to_dict(CONFIG)).replace('"heads": 2', '"heads": 3'))
+    elif kind == "another config":
+        changed(weights, config=json.dumps(config_to_dict(networks.least(width=8))))
+    elif kind == "an array less":
+        arrays = load_file(weights)
+        arrays.pop(next(iter(arrays)))
+        changed(weights, arrays)
+    elif kind == "half precision":
+        changed(weights, {key: value.astype(np.float16) for key, value in load_file(weights).items()})
+    elif kind == "nan":
+        changed(weights, {key: value * np.float32(np.nan) for key, value in load_file(weights).items()})
+
+
+BAD = {
+    "cut": "is no weights file or is damaged",
+    "cut in its head": "is no weights file or is damaged",
+    "empty": "is no weights file or is damaged",
+    "words": "is no weights file or is damaged",
+    "foreign": "is not a weights file that this version reads (no format named; needed: saf_jax weights 1)",
+    "newer format": "is not a weights file that this version reads (saf_jax weights 99; needed",
+    "no config": "its config is damaged",
+    "config cut": "its config is damaged",
+    "unknown key": "did you mean model.layers",
+    "bad value": "model.heads=3",
+    "another config": "its arrays do not fit its config",
+    "an array less": "its arrays do not fit its config",
+    "half precision": "its arrays do not fit its config",
+    "nan": "NaN",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_file_that_cannot_be_used_is_one_line_that_names_it(weights, kind):
+    damage(weights, kind)
+    with pytest.raises(UserError) as error:
+        load_weights(weights)
+    message = str(error.value)
+    assert str(weights) in message
+    assert BAD[kind] in message
+    assert "\n" not in message
+
+
+def test_an_unknown_name_lists_the_shipped_ones(tmp_path, monkeypatch, weights):
+    with pytest.raises(
+        UserError, match=r"^nothing: no such run folder or weights file, nor shipped weights \(shipped: "
+    ):
+        load_weights("nothing")
+    folder = tmp_path / "package"
+    (folder / "weights").mkdir(parents=True)
+    shutil.copy(weights, folder / "weights" / "saf-mine.safetensors")
+    monkeypatch.setattr(pretrained, "__file__", str(folder / "pretrained.py"))
+    assert pretrained.shipped_weights() == ["saf-mine"]
+    assert load_weights("saf-mine")[0] == CONFIG
+    with pytest.raises(UserError, match=r"\(shipped: saf-mine\)"):
+        load_weights("nothing")
+    with pytest.raises(UserError, match="no weights come with this version: name a training run or a weights file"):
+        load_weights(None)
+    shutil.copy(weights, folder / "weights" / f"{pretrained.DEFAULT}.safetensors")
+    assert load_weights(None)[0] == CONFIG
