@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
             if len(jobs) == 1:
                 raise
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            # One line whatever the message holds: names of files may contain line breaks.
+            print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
     if failed:
         print(f"{failed} of {len(jobs)} files failed", file=sys.stderr)
     return 1 if failed else 0
