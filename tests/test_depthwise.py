@@ -186,6 +186,17 @@ def test_one_program_lowers_for_every_platform():
     assert_close(exported.call(*arrays), oracle(*arrays, 1, True))
 
 
+@pytest.mark.parametrize("implementation", ["lax", "shift", None])
+def test_a_program_of_any_length_can_be_exported(implementation):
+    (frames,) = export.symbolic_shape("T")
+    convolve = jax.jit(functools.partial(depthwise_conv2d, implementation=implementation))
+    specs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, frames, 17, 8), (11, 11, 8))]
+    exported = export.export(convolve, platforms=["cpu", "cuda"])(*specs)
+    for length in (3, 30):
+        x, kernel, _ = random_arrays((1, length, 17, 8), (11, 11))
+        np.testing.assert_allclose(exported.call(x, kernel), convolve(x, kernel), atol=1e-4)
+
+
 def test_the_choice_on_a_cpu_has_no_grouped_convolution():
     arrays = random_arrays((1, 30, 17, 8), (11, 11))
     if jax.devices()[0].platform != "cpu":
