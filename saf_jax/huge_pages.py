@@ -11,7 +11,8 @@ def restart_with_huge_pages() -> None:
     pages the page faults cost as much as the arithmetic (forward and backward of a dense block took 1.5 to 2.4 times as
     long). glibc reads the setting when a process starts, hence the restart. Call it before anything is under way.
     """
-    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ:
+    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or "jax" in sys.modules:
+        # Where jax is loaded, a program called us, not a person's shell: it must not be replaced under way.
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -2,6 +2,8 @@
 
 import argparse
 
+from saf_jax.huge_pages import restart_with_huge_pages
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a config file, or the name of one that comes with the package")
@@ -11,9 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    restart_with_huge_pages()
     from saf_jax.config import load_config
+    from saf_jax.jit_cache import use_compilation_cache
     from saf_jax.training import train_and_evaluate
 
+    use_compilation_cache()
     config = load_config(args.config, [item for group in args.set for item in group])
     result = train_and_evaluate(config, args.workdir, quiet=args.quiet)
     loss = "" if result["valid_loss"] is None else f", validation loss {result['valid_loss']:.5f}"

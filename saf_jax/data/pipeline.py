@@ -17,6 +17,10 @@ from saf_jax.data.recordings import Storage
 from saf_jax.errors import UserError
 
 
+# As good as endless. grain's own endless repetition gives a single example a length beyond what `len` can return.
+_EPOCHS = 1 << 32
+
+
 class ValidationPair(NamedTuple):
     """A pair of recordings in full length: float32 [N] each."""
 
@@ -209,7 +213,7 @@ def _order(config: Config, examples: int):
     """The endless sequence of example numbers: grain's map dataset, each epoch in an order of its own."""
     import grain.python as grain
 
-    return grain.MapDataset.range(examples).shuffle(seed=_shuffle_seed(config.train.seed)).repeat()
+    return grain.MapDataset.range(examples).shuffle(seed=_shuffle_seed(config.train.seed)).repeat(_EPOCHS)
 
 
 def _shuffle_seed(seed: int) -> int:
