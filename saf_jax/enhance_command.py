@@ -79,12 +79,13 @@ def plan_jobs(inputs: list[Path], out: Path) -> list[Job]:
         if job.target.resolve() == job.source.resolve():
             raise UserError(f"{job.source}: the output would replace the input: choose another output folder")
         if job.target in targets:
-            raise UserError(f"{job.source} and {targets[job.target]}: both would be written to {job.target}: rename one")
+            both = f"{job.source} and {targets[job.target]}"
+            raise UserError(f"{both}: both would be written to {job.target}: rename one")
         targets[job.target] = job.source
     return jobs
 
 
-def enhance_file(enhancer, job: Job) -> str:  # noqa: ANN001 - an Enhancer; its module loads jax, this one need not
+def enhance_file(enhancer, job: Job) -> str:
     """Enhances one file; returns a line that says what was done and what was out of the ordinary.
 
     Every channel is enhanced on its own, all with one shared level, so that their balance stays. Rate, channels, length
@@ -96,7 +97,8 @@ def enhance_file(enhancer, job: Job) -> str:  # noqa: ANN001 - an Enhancer; its 
     inner = enhancer.config.stft.sample_rate_hz
     notes = []
     if rate != inner:
-        notes.append(f"{rate} Hz resampled to {inner} Hz and back" + (f", above {inner // 2} Hz is lost" if rate > inner else ""))
+        lost = f", above {inner // 2} Hz is lost" if rate > inner else ""
+        notes.append(f"{rate} Hz resampled to {inner} Hz and back{lost}")
     if samples.shape[1] > 1:
         notes.append(f"{samples.shape[1]} channels")
     if not samples.any():
