@@ -169,12 +169,6 @@ class Enhancer:
         return np.asarray(out)[0, : len(samples)]
 
 
-@functools.lru_cache(maxsize=4)
-def _enhancer(config: Config, variables_id: int) -> list:
-    # Holds the enhancer of the variables with that id; `enhance` fills it and checks that they are still the same ones.
-    return []
-
-
 def enhance(config: Config, variables: Any, samples: np.ndarray, sample_rate_hz: int = 16000) -> np.ndarray:
     """Enhances a signal, or several of one length.
 
@@ -187,12 +181,11 @@ def enhance(config: Config, variables: Any, samples: np.ndarray, sample_rate_hz:
     Returns:
       float32 of the same shape and rate.
     """
-    holder = _enhancer(config, id(variables))
-    if not holder or holder[0] is not variables:
-        holder[:] = [variables, Enhancer(config, variables)]
+    # Compiled programs belong to `enhance_padded`, not to an Enhancer: making one costs only the copy of the parameters.
+    enhancer = Enhancer(config, variables)
     samples = np.asarray(samples)
     if samples.ndim == 1:
-        return holder[1](samples, sample_rate_hz)
+        return enhancer(samples, sample_rate_hz)
     if samples.ndim != 2:
         raise ValueError(f"samples must be [N] or [B, N], not of shape {samples.shape}")
-    return np.stack(holder[1].many(list(samples), sample_rate_hz))
+    return np.stack(enhancer.many(list(samples), sample_rate_hz))
