@@ -25,7 +25,23 @@ _HOMES = {
     "stft": "transforms",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Config",
+    "Enhancer",
+    "ModelConfig",
+    "SAFNet",
+    "STFTConfig",
+    "UserError",
+    "__version__",
+    "compress",
+    "count_parameters",
+    "decompress",
+    "enhance",
+    "istft",
+    "load_config",
+    "load_weights",
+    "stft",
+]
 
 if TYPE_CHECKING:
     from saf_jax.config import Config, ModelConfig, STFTConfig, load_config

@@ -19,8 +19,8 @@ _FOLDER = "checkpoints"
 class Checkpoints:
     """The checkpoints of one run: the latest, and the `keep_best` with the lowest validation loss.
 
-    Saving goes on in the background; a checkpoint that was cut off by a crash is never listed. Each holds the state and,
-    as JSON, whatever else a resumed run needs.
+    Saving goes on in the background; a checkpoint that was cut off by a crash is never listed. Each holds the state
+    and, as JSON, whatever else a resumed run needs.
 
     Args:
       workdir: folder of the run.

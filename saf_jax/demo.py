@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_packages()
     restart_with_huge_pages()
-    result = run_demo(
-        Path(args.workdir), args.config, [item for group in args.set for item in group], quiet=args.quiet
-    )
+    result = run_demo(Path(args.workdir), args.config, [item for group in args.set for item in group], quiet=args.quiet)
     print(result["text"])
     return 0
 
@@ -41,7 +39,9 @@ def check_packages() -> None:
         raise UserError(f"the demo needs {', '.join(missing)}: pip install 'saf-jax[demo]'")
 
 
-def run_demo(workdir: Path, config_name: str = "tiny", overrides: list[str] = (), *, quiet: bool = False) -> dict[str, Any]:
+def run_demo(
+    workdir: Path, config_name: str = "tiny", overrides: list[str] = (), *, quiet: bool = False
+) -> dict[str, Any]:
     """Runs all parts; a part that is done already in this folder is not done again.
 
     Args:

@@ -181,7 +181,7 @@ def enhance(config: Config, variables: Any, samples: np.ndarray, sample_rate_hz:
     Returns:
       float32 of the same shape and rate.
     """
-    # Compiled programs belong to `enhance_padded`, not to an Enhancer: making one costs only the copy of the parameters.
+    # Compiled programs belong to `enhance_padded`, not to an Enhancer: making one only copies the parameters.
     enhancer = Enhancer(config, variables)
     samples = np.asarray(samples)
     if samples.ndim == 1:

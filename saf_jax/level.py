@@ -29,7 +29,9 @@ def gated_level(energies: jax.Array) -> jax.Array:
     return ((energies * loud).sum(axis=-1) / loud.sum(axis=-1).clip(1)) ** 0.5
 
 
-def running_level(spectrum: jax.Array, config: STFTConfig, state: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def running_level(
+    spectrum: jax.Array, config: STFTConfig, state: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Causal level: a leaky average of frame powers with a time constant of `RUNNING_SECONDS`.
 
     The average is divided by the weight that it has gathered, so that it is unbiased from the first frame on.

@@ -11,7 +11,14 @@ class TrainingProgress:
 
     def __init__(self, total: int, start: int, steps_per_epoch: int, audio_seconds_per_step: float, quiet: bool):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._steps_per_epoch, self._audio_seconds = steps_per_epoch, audio_seconds_per_step
         self._last_step, self._last_time = start, time.monotonic()

@@ -42,5 +42,5 @@ def analyse(samples: jax.Array, config: Config, level: jax.Array | None = None) 
 
 
 def synthesise(estimate: jax.Array, level: jax.Array, config: Config, length: int) -> jax.Array:
-    """Compressed estimate complex64 [B, T, F] -> samples float32 [B, length] at the original level; silence stays silent."""
+    """Compressed estimate complex64 [B, T, F] -> samples float32 [B, length] at the original level; silence stays."""
     return istft(decompress(estimate, config.stft) * jnp.where(level > SILENCE, level, 0.0), config.stft, length)

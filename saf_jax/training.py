@@ -210,7 +210,9 @@ def _claim_workdir(config: Config, workdir: Path) -> Path:
     make_folder(workdir)
     if (workdir / CONFIG_FILE).exists():
         differences = [
-            text for text in config_differences(read_run_config(workdir), config) if text.split(" ")[0] not in _MAY_CHANGE
+            text
+            for text in config_differences(read_run_config(workdir), config)
+            if text.split(" ")[0] not in _MAY_CHANGE
         ]
         if differences:
             raise UserError(

@@ -52,5 +52,3 @@ def test_full_demo_improves_held_out_voices_in_held_out_noises(tmp_path):
     assert summary["files"] >= 20
     assert summary["wb_pesq"] - summary["noisy_wb_pesq"] >= 0.2
     assert summary["si_sdr_db"] - summary["noisy_si_sdr_db"] >= 3
-
-

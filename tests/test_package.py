@@ -55,7 +55,9 @@ def test_wheel_holds_configs_weights_folder_types_and_licence(wheel):
     for name in ("saf_jax/configs/paper.yaml", "saf_jax/configs/tiny.yaml", "saf_jax/py.typed"):
         assert name in names
     assert any(name.endswith("LICENSE") for name in names)
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/")) or name.endswith((".flac", ".wav"))]
+    assert not [
+        name for name in names if name.startswith(("tests/", "benchmarks/")) or name.endswith((".flac", ".wav"))
+    ]
 
 
 def test_wheel_works_in_a_fresh_environment(wheel, tmp_path):

@@ -79,7 +79,9 @@ def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
     step_a, state_a, _ = final_state(whole, tmp_path / "whole")
     step_b, state_b, _ = final_state(whole, tmp_path / "parts")
     assert step_a == step_b == 6
-    for a, b in zip(jax.tree.leaves((state_a.params, state_a.optimizer)), jax.tree.leaves((state_b.params, state_b.optimizer))):
+    for a, b in zip(
+        jax.tree.leaves((state_a.params, state_a.optimizer)), jax.tree.leaves((state_b.params, state_b.optimizer))
+    ):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     start = jax.tree.leaves(init_state(whole).params)
     assert any(np.any(np.asarray(a) != b) for a, b in zip(jax.tree.leaves(state_a.params), start))
@@ -145,8 +147,22 @@ def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
     settings = [f"data.{part}_{kind}={tmp_path / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
     settings += ["model.width=16", "model.layers=1", "model.frequency_stride=4", "model.attention_kernel=5"]
     settings += ["model.dense_dilations=[1]", "data.crop_seconds=1", "train.batch_size=1", "train.steps=400"]
-    settings += ["train.learning_rate=5e-3", "train.schedule=cosine", "train.warmup_steps=10", "train.validate_every=400"]
-    command = [sys.executable, ROOT / "train.py", "--config", "paper", "--workdir", tmp_path / "run", "--set", *settings]
+    settings += [
+        "train.learning_rate=5e-3",
+        "train.schedule=cosine",
+        "train.warmup_steps=10",
+        "train.validate_every=400",
+    ]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--config",
+        "paper",
+        "--workdir",
+        tmp_path / "run",
+        "--set",
+        *settings,
+    ]
     variables = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     result = subprocess.run(command, env=variables, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr

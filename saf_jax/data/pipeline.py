@@ -16,7 +16,6 @@ from saf_jax.data.examples import MixedExamples, PairedExamples, common_length, 
 from saf_jax.data.recordings import Storage
 from saf_jax.errors import UserError
 
-
 # As good as endless. grain's own endless repetition gives a single example a length beyond what `len` can return.
 _EPOCHS = 1 << 32
 

@@ -37,7 +37,7 @@ def count_costs(config: Config, frames: int | None = None) -> tuple[int, int]:
         frames = math.ceil(config.stft.sample_rate_hz / config.stft.hop_samples)
     total = 0
 
-    def count(call, args, kwargs, context):  # noqa: ANN001, ANN202 - flax's interceptor signature
+    def count(call, args, kwargs, context):
         nonlocal total
         out = call(*args, **kwargs)
         module = context.module

@@ -11,7 +11,7 @@ from saf_jax.model.layers import DenseBlock, Norm, Pointwise, PReLU
 class SpectrumEncoder(nn.Module):
     """1x1 to C, dense block, then `frequency_stride` neighbouring bands become one by a learnt linear map.
 
-    With `ModelConfig.fold_first` the bands become one before anything else, and all of it works at the lower resolution.
+    With `ModelConfig.fold_first` the bands become one before anything else: all of it works at the lower resolution.
     """
 
     config: ModelConfig

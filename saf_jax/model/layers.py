@@ -161,5 +161,7 @@ class DenseBlock(nn.Module):
             y = Pointwise(self.config.width, use_bias=False, dtype=self.dtype, name=f"pointwise_{i}")(*features)
             y = Norm(self.config, self.axis_name, self.dtype, name=f"norm_{i}")(y, mask, train)
             y = PReLU(name=f"prelu_{i}")(y)
-            features.append(DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask))
+            features.append(
+                DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask)
+            )
         return features[-1]

@@ -35,7 +35,7 @@ class SAFNet(nn.Module):
           train: batch norm takes the batch's statistics (apply with `mutable=["batch_stats"]`).
 
         Returns:
-          complex64 [B, T, F], compressed domain: `mask * magnitude * exp(i phase) + bias`; frames beyond `frames` are 0.
+          complex64 [B, T, F], compressed domain: `mask * magnitude * exp(i phase) + bias`; 0 beyond `frames`.
         """
         mask = None
         if frames is not None:
