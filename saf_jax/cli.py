@@ -24,6 +24,18 @@ COMMANDS = {
 }
 
 
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser with all commands, and the arguments of the one that is called."""
+    parser = argparse.ArgumentParser(prog="saf-jax", description="Speech enhancement with Spectrum Attention Fusion.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, help_line) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -31,14 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       Exit status: 0 success, 1 some of the files failed, 2 a user's error, told in one line on stderr, 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="saf-jax", description="Speech enhancement with Spectrum Attention Fusion.")
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    for name, (module, help_line) in COMMANDS.items():
-        command = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
-        if name == chosen:
-            importlib.import_module(module).add_arguments(command)
+    parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
     args = parser.parse_args(argv)
     if args.version:
         from saf_jax.version import __version__

@@ -4,6 +4,7 @@ The defaults are those of the paper's network and training (`configs/paper.yaml`
 changes. A value of None in a docstring's units column means "not set".
 """
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -388,6 +389,13 @@ def load_config(source: str | os.PathLike, overrides: Iterable[str] = ()) -> Con
         raise UserError(f"{path}: cannot be read as a config file: {error}") from error
     config = config_from_dict({} if tree is None else tree, where=str(path))
     return override(config, overrides)
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """Gives a command the flag `--set`; `args.set` then is the list for `load_config`'s `overrides`."""
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="settings that win over the config's"
+    )
 
 
 def override(config: Config, overrides: Iterable[str]) -> Config:

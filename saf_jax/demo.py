@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from saf_jax.config import add_set_argument
 from saf_jax.errors import UserError
 from saf_jax.huge_pages import restart_with_huge_pages
 
@@ -16,14 +17,14 @@ from saf_jax.huge_pages import restart_with_huge_pages
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="runs/demo", help="folder for everything (default: runs/demo)")
     parser.add_argument("--config", default="tiny", help="config to train (default: tiny)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="change settings")
+    add_set_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace) -> int:
     check_packages()
     restart_with_huge_pages()
-    result = run_demo(Path(args.workdir), args.config, [item for group in args.set for item in group], quiet=args.quiet)
+    result = run_demo(Path(args.workdir), args.config, args.set, quiet=args.quiet)
     print(result["text"])
     return 0
 

@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any
 
-from saf_jax.config import Config
+from saf_jax.config import Config, add_set_argument
 
 
 def count_parameters(variables: Any) -> int:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="a config file, or the name of one that comes with the package")
     source.add_argument("--weights", help="a shipped name, a training run's folder, or a weights file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of --config")
+    add_set_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 
+from saf_jax.config import add_set_argument
 from saf_jax.huge_pages import restart_with_huge_pages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a config file, or the name of one that comes with the package")
     parser.add_argument("--workdir", required=True, help="folder of the run; called again with it, training resumes")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="change settings")
+    add_set_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from saf_jax.training import train_and_evaluate
 
     use_compilation_cache()
-    config = load_config(args.config, [item for group in args.set for item in group])
+    config = load_config(args.config, args.set)
     result = train_and_evaluate(config, args.workdir, quiet=args.quiet)
     loss = "" if result["valid_loss"] is None else f", validation loss {result['valid_loss']:.5f}"
     print(f"{args.workdir}: step {result['step']} of {result['steps']}{loss}")
