@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+        status = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        # Buffered output meets a closed pipe when it is flushed: here, not at the interpreter's exit.
+        sys.stdout.flush()
+        return status
     except UserError as error:
         # One line whatever the message holds: names of files may contain line breaks.
         print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -90,14 +91,31 @@ def test_every_command_has_its_help(name, capsys):
     assert "usage: saf-jax" in capsys.readouterr().out
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    code = "import saf_jax.cli as c; raise SystemExit(c.main(['info', '--config', 'paper']))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered):
+    code = """
+import sys, types
+from saf_jax import cli
+command = types.ModuleType("command")
+command.add_arguments = lambda parser: None
+command.run = lambda args: print("a line") or 0
+sys.modules["command"] = command
+cli.COMMANDS["try"] = ("command", "a command")
+sys.stdin.read()
+sys.exit(cli.main(["try"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
     process.stdout.close()
+    process.stdin.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait() == 141
-    assert err == ""
+    assert (process.wait(), err) == (141, b"")
 
 
 def test_light_modules_load_nothing_heavy():

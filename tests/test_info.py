@@ -53,6 +53,7 @@ def test_count_parameters_counts_trained_ones_only():
     assert count_parameters(variables) == count_parameters(variables["params"]) == count_costs(config)[0]
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("causal", [False, True])
 def test_receptive_field_and_latency_are_what_gradients_show(causal):
     config = networks.least(causal=causal, stft=STFTConfig(sample_rate_hz=1600, window_samples=32, hop_samples=8))
