@@ -15,7 +15,7 @@ from saf_jax.metrics import SAMPLE_RATE_HZ
 LOG_NAME = "log_testset.txt"
 """The log of Voice Bank + DEMAND; taken by itself where it lies one or two folders above the noisy files."""
 
-_SWAP_SAMPLE_FILES = 16
+_SWAP_SAMPLE_FILES = 10
 _SWAP_MARGIN_DB = 1.0
 
 

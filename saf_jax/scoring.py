@@ -186,10 +186,8 @@ def _pool_pass(tasks: Sequence[Task], jobs: int) -> Generator[FileResult, None, 
 
 
 def _start_worker() -> None:
-    # What the metrics import at their first use, so that the first file's time is that of the metrics.
+    # Imported at the metrics' first use otherwise, and then part of the first file's time.
     import pesq  # noqa: F401
-    import scipy.ndimage
-    import scipy.signal  # noqa: F401
 
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
