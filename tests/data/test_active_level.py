@@ -95,3 +95,10 @@ def test_official_snrs_of_voicebank_demand():
     assert len(errors) == 59
     assert np.median(errors) <= 0.05
     assert np.quantile(errors, 0.9) <= 0.2
+
+
+def test_digital_silence_around_speech_is_not_active():
+    tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(16000) / 16000)
+    level, activity = active_level(tone, 16000)
+    padded_level, padded_activity = active_level(np.concatenate([np.zeros(32000), tone]), 16000)
+    assert padded_level == pytest.approx(level, abs=0.01) and padded_activity == pytest.approx(activity / 3, abs=0.01)
