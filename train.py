@@ -4,4 +4,6 @@ import sys
 
 from saf_jax.cli import main
 
-sys.exit(main(["train", *sys.argv[1:]]))
+# Processes that prepare examples import this module again.
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -33,9 +33,7 @@ def check_packages() -> None:
     """Raises `UserError` before minutes are spent, if a package that the demo needs is missing."""
     import importlib.util
 
-    missing = [
-        name for name in ("espeakng_loader", "matplotlib", "pesq", "pystoi") if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in ("espeakng_loader", "matplotlib", "pesq") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the demo needs {', '.join(missing)}: pip install 'saf-jax[demo]'")
 
