@@ -82,7 +82,7 @@ def _energy(samples: np.ndarray) -> float:
 
 def _envelope(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Rectified samples, smoothed twice with a time constant of 30 ms: [N] -> [N]."""
-    # Both first-order filters as one convolution, in blocks of their response's length (26 time constants: below 1e-10).
+    # Both first-order filters as one convolution, in blocks of their response (26 time constants: below 1e-10).
     # numpy alone: importing scipy.signal would take a scoring process longer than its first files.
     decay = math.exp(-1.0 / (TIME_CONSTANT_SECONDS * sample_rate_hz))
     size = 2 ** math.ceil(math.log2(26 * TIME_CONSTANT_SECONDS * sample_rate_hz + 1))
