@@ -1,8 +1,11 @@
 """Checkpoints of training runs. No other file names orbax."""
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +75,29 @@ class Checkpoints:
         Args:
           target: a state of the right structure, or its shapes with shardings.
         """
-        for step in reversed(self.steps()):
-            try:
-                state, meta = self._restore(step, target)
-                return step, state, meta
-            except Exception as error:  # orbax raises many kinds for damaged files; each means: try an older one
-                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, _brief(error))
-        return None
+        return next(self._sound(reversed(self.steps()), target), None)
 
     def restore_best(self, target: TrainState) -> TrainState:
         """The state with the lowest validation loss; the newest where none was validated."""
         best = self._manager.best_step()
-        for step in ([] if best is None else [best]) + list(reversed(self.steps())):
-            try:
-                return self._restore(step, target)[0]
-            except Exception as error:
-                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, _brief(error))
+        others = [step for step in reversed(self.steps()) if step != best]
+        for _, state, _ in self._sound(others if best is None else [best, *others], target):
+            return state
         raise UserError(f"{self._manager.directory}: holds no sound checkpoint: train first")
+
+    def _sound(self, steps: Iterable[int], target: TrainState) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
+        """Restores one step after another; of those that cannot be it tells in one line each."""
+        for step in steps:
+            restored, reason = None, ""
+            with _patient_loops():
+                try:
+                    restored = self._restore(step, target)
+                except Exception as error:  # orbax raises many kinds for damaged files; each means: try another one
+                    reason = " ".join(str(error).split())[:200]
+            if restored is None:
+                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, reason)
+            else:
+                yield step, *restored
 
     def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target), meta=self._ocp.args.JsonRestore())
@@ -101,9 +110,28 @@ class Checkpoints:
         self._manager.close()
 
 
-def _brief(error: Exception) -> str:
-    """One line of at most 200 characters: orbax's messages carry whole specifications of arrays."""
-    return " ".join(str(error).split())[:200]
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that lets what still runs in it come to its end before it closes."""
+
+    def close(self) -> None:
+        while not self.is_closed() and (left := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        super().close()
+
+
+@contextlib.contextmanager
+def _patient_loops() -> Iterator[None]:
+    """Inside, new event loops are patient ones.
+
+    When a read fails, orbax closes its loop under the other reads: they would fail in turn, at some later time, with
+    tracebacks on stderr and errors in the midst of whatever runs then.
+    """
+    ordinary = asyncio.new_event_loop
+    asyncio.new_event_loop = _PatientLoop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = ordinary
 
 
 def read_run_config(workdir: str | os.PathLike) -> Config:

@@ -100,7 +100,6 @@ def test_a_new_run_has_nothing_to_restore(checkpoints):
         saved.restore_best(state_of(0))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["cut", "metadata", "meta"])
 def test_a_damaged_newest_is_passed_over_and_replaced(checkpoints, tmp_path, caplog, kind):
     save(checkpoints(), (1, 0.3), (2, 0.4), (3, 0.6))
@@ -120,11 +119,23 @@ def test_a_damaged_newest_is_passed_over_and_replaced(checkpoints, tmp_path, cap
     assert_same(checkpoints().restore_best(state_of(0)), state_of(3))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_best_falls_back_to_a_sound_one(checkpoints, tmp_path):
+def test_a_damaged_best_falls_back_to_a_sound_one(checkpoints, tmp_path, caplog, capfd):
     save(checkpoints(), (1, 0.3), (2, 0.4), (3, 0.6))
     damage(tmp_path / "checkpoints" / "1")
     assert_same(checkpoints().restore_best(state_of(0)), state_of(3))
+    # Nothing of the other reads that failed beside the first one.
+    assert len(caplog.records) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_where_all_are_damaged_nothing_is_restored(checkpoints, tmp_path):
+    save(checkpoints(), (1, 0.3), (2, 0.4))
+    for step in "12":
+        damage(tmp_path / "checkpoints" / step)
+    again = checkpoints()
+    assert again.restore_newest(state_of(0)) is None
+    with pytest.raises(UserError, match="holds no sound checkpoint"):
+        again.restore_best(state_of(0))
 
 
 def test_the_state_may_be_donated_as_soon_as_save_returns(checkpoints):
