@@ -1,4 +1,8 @@
-"""Enhancing signals in memory: any length at bounded memory, a handful of compiled programs."""
+"""Enhancing signals in memory: any length, a handful of compiled programs.
+
+Memory is bounded by the longest block, except for causal networks: their running level has no finite context, so a
+signal longer than that block is worked off in one piece.
+"""
 
 import functools
 import threading

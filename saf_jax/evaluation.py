@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from saf_jax import audio, tables
 from saf_jax.composite_measures import CompositeScale
+from saf_jax.data import progress_bar
 from saf_jax.errors import UserError
 from saf_jax.evaluation_inputs import command_line, find_conditions, suspicions
 from saf_jax.evaluation_sources import EnhancedByNetwork, EnhancedFolder, Track
@@ -140,7 +141,7 @@ def evaluate(
         _say(f"{len(done)} of {len(pairs)} files are scored already", quiet)
 
     def track(items: Iterable, total: int, what: str) -> Iterator:
-        return _progress(items, total, what, quiet)
+        return iter(items) if quiet else progress_bar.track(items, what, total, from_items=1)
 
     failed, later = source.make([pair for pair in pairs if pair.name not in done], track)
     todo = [task for task in source.tasks(pairs, composite_scale) if task.file not in done and task.file not in failed]
@@ -214,29 +215,6 @@ def _score(
     finally:
         write_per_file(out, results.values(), known)
     return results
-
-
-_T = TypeVar("_T")
-
-
-def _progress(items: Iterable[_T], total: int, what: str, quiet: bool) -> Iterator[_T]:
-    """Passes items on with a bar on stderr, if that is a terminal."""
-    if quiet or not total or not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield from bar.track(items, total=total)
 
 
 def _say(line: str, quiet: bool) -> None:

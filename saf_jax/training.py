@@ -1,5 +1,6 @@
 """The training loop: batches in, checkpoints and a log out."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -73,21 +74,19 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, *, quiet: boo
     """
     config.check()
     parallel.check_batch_size(config.train.batch_size)
-    batches = pipeline.training_batches(
-        config, process_index=parallel.process_index(), process_count=parallel.process_count()
-    )
-    validation = _validation_batches(config)
-    steps_per_epoch = max(1, math.ceil(pipeline.examples_per_epoch(config) / config.train.batch_size))
-    total_steps = config.train.steps or config.train.epochs * steps_per_epoch
-    workdir = _claim_workdir(config, Path(workdir))
-    checkpoints = Checkpoints(workdir, config.train.keep_best)
-    try:
-        loop = _Loop(config, workdir, checkpoints, batches, validation, steps_per_epoch, total_steps, quiet)
-        return loop.run()
-    finally:
-        checkpoints.close()
-        if hasattr(batches, "close"):
-            batches.close()
+    with contextlib.ExitStack() as resources:
+        batches = pipeline.training_batches(
+            config, process_index=parallel.process_index(), process_count=parallel.process_count()
+        )
+        # Registered at once: recordings shared with workers outlive a process that does not free them.
+        resources.callback(batches.close)
+        validation = _validation_batches(config)
+        steps_per_epoch = max(1, math.ceil(pipeline.examples_per_epoch(config) / config.train.batch_size))
+        total_steps = config.train.steps or config.train.epochs * steps_per_epoch
+        workdir = _claim_workdir(config, Path(workdir))
+        checkpoints = Checkpoints(workdir, config.train.keep_best)
+        resources.callback(checkpoints.close)
+        return _Loop(config, workdir, checkpoints, batches, validation, steps_per_epoch, total_steps, quiet).run()
 
 
 class _Loop:

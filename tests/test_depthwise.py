@@ -45,9 +45,7 @@ def oracle(x, kernel, gradient, dilation, causal):
 
 @functools.partial(jax.jit, static_argnames=("dilation", "causal", "implementation"))
 def value_and_gradients(x, kernel, gradient, dilation, causal, implementation):
-    convolve = functools.partial(
-        depthwise_conv2d, time_dilation=dilation, causal=causal, implementation=implementation
-    )
+    convolve = functools.partial(depthwise_conv2d, time_dilation=dilation, causal=causal, implementation=implementation)
     value, pull_back = jax.vjp(convolve, x, kernel)
     return value, *pull_back(gradient)
 

@@ -13,6 +13,7 @@ import pytest
 from saf_jax import audio
 from saf_jax.checkpoint import Checkpoints, load_best
 from saf_jax.config import load_config
+from saf_jax.data import pipeline
 from saf_jax.enhancement import Enhancer
 from saf_jax.errors import UserError
 from saf_jax.metrics import si_sdr_db
@@ -98,13 +99,16 @@ def test_log_holds_losses_and_speed(data, tmp_path):
     assert np.isfinite(entries[-1]["valid_loss"])
 
 
-def test_workdir_of_another_config_is_refused(data, tmp_path):
+def test_workdir_of_another_config_is_refused(data, tmp_path, monkeypatch):
     config = load_config("paper", [*SMALL, *data, "train.steps=1"])
     train_and_evaluate(config, tmp_path, quiet=True)
     other = load_config("paper", [*SMALL, *data, "train.steps=2", "model.local_window=5", "train.learning_rate=0.1"])
+    closed = []
+    monkeypatch.setattr(pipeline.Batches, "close", lambda batches: closed.append(batches))
     with pytest.raises(UserError, match=r"model\.local_window \(3 there, 5 now\).*train\.learning_rate") as caught:
         train_and_evaluate(other, tmp_path, quiet=True)
     assert "train.steps" not in str(caught.value)
+    assert len(closed) == 1
 
 
 def test_batch_size_that_the_devices_cannot_share(data, tmp_path):

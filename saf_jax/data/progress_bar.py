@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 _FROM_ITEMS = 300
 
 
-def track(items: Iterable, label: str, total: int) -> Iterator:
-    """Passes the items on; shows a bar if there are many and stderr is a terminal."""
-    if total < _FROM_ITEMS or not sys.stderr.isatty():
+def track(items: Iterable[Item], label: str, total: int, *, from_items: int = _FROM_ITEMS) -> Iterator[Item]:
+    """Passes the items on; shows a bar if there are `from_items` or more and stderr is a terminal."""
+    if total < from_items or not sys.stderr.isatty():
         yield from items
         return
     from rich.console import Console
