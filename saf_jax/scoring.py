@@ -6,13 +6,9 @@ The workers import numpy, scipy and the metrics, never jax. Each computes on one
 import contextlib
 import hashlib
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +21,7 @@ from saf_jax.errors import UserError
 from saf_jax.metrics import METRICS, SAMPLE_RATE_HZ, CompositeScale, Scores, score
 from saf_jax.noise_kind import noise_kind
 from saf_jax.results import FileResult
+from saf_jax.worker_processes import one_thread_per_process, spawn_pool
 
 LARGEST_TRIM = 0.01
 """Lengths may differ by this part of the clean recording's."""
@@ -168,10 +165,9 @@ def score_all(tasks: Sequence[Task], jobs: int) -> Iterator[FileResult]:
 def _pool_pass(tasks: Sequence[Task], jobs: int) -> Generator[FileResult, None, list[Task]]:
     """Yields results until all are there or a process dies; returns the tasks without one, in order."""
     done = set()
-    with _one_thread_per_process():
-        pool = ProcessPoolExecutor(
-            min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-        )
+    with one_thread_per_process():
+        # The metrics import pesq at its first use otherwise, and then it is part of the first file's time.
+        pool = spawn_pool(min(jobs, len(tasks)), preload=("pesq",))
         try:
             futures = {pool.submit(score_task, task): number for number, task in enumerate(tasks)}
             for future in as_completed(futures):
@@ -183,35 +179,3 @@ def _pool_pass(tasks: Sequence[Task], jobs: int) -> Generator[FileResult, None, 
         finally:
             pool.shutdown(wait=len(done) == len(tasks), cancel_futures=True)
     return [task for number, task in enumerate(tasks) if number not in done]
-
-
-def _start_worker() -> None:
-    # Imported at the metrics' first use otherwise, and then part of the first file's time.
-    import pesq  # noqa: F401
-
-    # Ctrl-C is the parent's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    # A parent that was killed leaves no workers behind.
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _one_thread_per_process() -> Iterator[None]:
-    """Numeric libraries in processes started within the block use one thread each."""
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

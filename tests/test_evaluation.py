@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 import time
 from pathlib import Path
 
@@ -220,8 +221,8 @@ def test_a_process_that_dies_costs_one_file(pairs, tmp_path, monkeypatch):
                      pairs / "enhanced" / f"s{i}.wav", "", "standard", "x")
         for i in range(3)
     ]  # fmt: skip
-    submit = scoring.ProcessPoolExecutor.submit
-    monkeypatch.setattr(scoring.ProcessPoolExecutor, "submit", lambda pool, _, task: submit(pool, die_on_s1, task))
+    submit = ProcessPoolExecutor.submit
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", lambda pool, _, task: submit(pool, die_on_s1, task))
     results = {result.file: result for result in scoring.score_all(tasks, 1)}
     assert sorted(results) == ["s0", "s1", "s2"]
     assert [name for name, result in results.items() if result.failed] == ["s1"]
