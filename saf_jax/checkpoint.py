@@ -5,25 +5,29 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from saf_jax import parallel
 from saf_jax.config import Config, config_from_dict
 from saf_jax.errors import UserError
+from saf_jax.files import write_text
 from saf_jax.training_step import TrainState, init_state
 
 CONFIG_FILE = "config.json"
+RATINGS_FILE = "ratings.json"
 _FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the latest, and the `keep_best` with the lowest validation loss.
+    """The checkpoints of one run: the latest, and the `keep_best` that were rated highest.
 
     Saving goes on in the background; a checkpoint that was cut off by a crash is never listed. Each holds the state
-    and, as JSON, whatever else a resumed run needs.
+    and, as JSON, whatever else a resumed run needs. Ratings may come long after the checkpoint: they have a file of
+    their own, and a candidate is kept until it is rated.
 
     Args:
       workdir: folder of the run.
@@ -32,42 +36,57 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, keep_best: int):
         import orbax.checkpoint as ocp
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
         # orbax reports every save at INFO and each cleaned-up leftover at WARNING.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._ocp = ocp
-
-        def valid_loss(metrics: dict[str, float]) -> float:
-            return metrics["valid_loss"]
-
-        best = policy.BestN(
-            get_metric_fn=valid_loss,
-            reverse=True,
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        options = ocp.CheckpointManagerOptions(
-            # A plain max_to_keep with best_fn would delete the latest step when it is not among the best.
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(1), best]),
-            # Without a best_fn the metrics are not written, and a reopened run would not know its best.
-            best_fn=valid_loss,
-            best_mode="min",
-            enable_async_checkpointing=True,
-        )
+        self._ocp, self._keep_best = ocp, keep_best
+        self._ratings_path = Path(workdir) / RATINGS_FILE
+        self._ratings = _read_ratings(self._ratings_path)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(Path(workdir).absolute() / _FOLDER, options=options)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any], valid_loss: float | None = None) -> None:
-        """Starts saving; the state may be changed or donated as soon as this returns."""
+    def best_steps(self) -> list[int]:
+        """Steps of rated checkpoints, the highest rating first, the earlier of equal ones first."""
+        rated = [step for step in self.steps() if self._ratings.get(step) is not None]
+        return sorted(rated, key=lambda step: -self._ratings[step])
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For orbax: which of the checkpoints, the oldest first, are not to be deleted now."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        rated = [step for step in steps if self._ratings.get(step) is not None]
+        best = sorted(rated, key=lambda step: -self._ratings[step])[: self._keep_best]
+        candidates = [step for step in steps if step in self._ratings and self._ratings[step] is None]
+        return [step in best or step in candidates or step == steps[-1] for step in steps]
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], *, candidate: bool = False) -> None:
+        """Starts saving; the state may be changed or donated as soon as this returns.
+
+        Args:
+          step: steps done.
+          state: on the devices.
+          meta: whatever else a resumed run needs, JSON-able.
+          candidate: a rating of it is known or will be.
+        """
         if step in self._manager.all_steps():
             # Left by a run that was resumed from before it, since it is damaged; orbax would refuse to replace it.
             self._manager.delete(step)
+        if candidate and step not in self._ratings:
+            self._ratings[step] = None
+            self._write_ratings()
         args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta))
-        metrics = None if valid_loss is None else {"valid_loss": valid_loss}
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        self._manager.save(step, args=args, force=True)
+
+    def rate(self, step: int, rating: float) -> None:
+        """Says how good the checkpoint of a step is, the higher the better; before or after it is saved."""
+        self._ratings[step] = rating
+        self._write_ratings()
+
+    def _write_ratings(self) -> None:
+        if parallel.is_main_process():
+            write_text(self._ratings_path, json.dumps(self._ratings) + "\n")
 
     def restore_newest(self, target: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
         """The newest sound checkpoint, or None if there is none; damaged ones are passed over.
@@ -78,10 +97,10 @@ class Checkpoints:
         return next(self._sound(reversed(self.steps()), target), None)
 
     def restore_best(self, target: TrainState) -> TrainState:
-        """The state with the lowest validation loss; the newest where none was validated."""
-        best = self._manager.best_step()
-        others = [step for step in reversed(self.steps()) if step != best]
-        for _, state, _ in self._sound(others if best is None else [best, *others], target):
+        """The state that was rated highest; the newest where none was rated."""
+        best = self.best_steps()
+        others = [step for step in reversed(self.steps()) if step not in best]
+        for _, state, _ in self._sound([*best, *others], target):
             return state
         raise UserError(f"{self._manager.directory}: holds no sound checkpoint: train first")
 
@@ -108,6 +127,14 @@ class Checkpoints:
         """Waits until everything is on the disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _read_ratings(path: Path) -> dict[int, float | None]:
+    try:
+        return {int(step): rating for step, rating in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        # No file yet, or a damaged one: the next validations fill it again.
+        return {}
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):

@@ -260,10 +260,20 @@ class LossConfig:
     Attributes:
       complex: mean squared error of the compressed real and imaginary parts (DB-AIAT, equation 9).
       magnitude: mean squared error of the compressed magnitudes.
+      time: mean absolute error of the samples, at unit level of the noisy signal.
+      consistency: mean squared difference between the estimate and the spectrum of the waveform made of it.
+      multi_resolution: spectral convergence and log magnitudes at three window lengths.
+      phase: anti-wrapped phase, group delay and instantaneous angular frequency, in radians (MP-SENet).
+      si_sdr: negative scale-invariant signal-to-distortion ratio, in dB: give it a weight near 0.01.
     """
 
     complex: float = 0.5
     magnitude: float = 0.5
+    time: float = 0.0
+    consistency: float = 0.0
+    multi_resolution: float = 0.0
+    phase: float = 0.0
+    si_sdr: float = 0.0
 
     def check(self) -> None:
         for field in dataclasses.fields(self):
@@ -291,7 +301,9 @@ class TrainConfig:
       warmup_steps: steps over which the learning rate rises from 0.
       validate_every: steps between validations, or 0 for once an epoch.
       checkpoint_seconds: seconds between checkpoints besides those at validations.
-      keep_best: checkpoints kept for their validation loss, besides the latest.
+      keep_best: checkpoints kept for their validation, besides the latest.
+      log_every: steps between lines of the log; only there does the host wait for the devices.
+      early_stop: the training ends after so many validations without improvement; 0 trains to the end.
       precision: "float32" or "bfloat16" (compute only; parameters stay float32).
       seed: of initialisation and data order.
     """
@@ -309,15 +321,18 @@ class TrainConfig:
     validate_every: int = 0
     checkpoint_seconds: float = 300.0
     keep_best: int = 3
+    log_every: int = 20
+    early_stop: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def check(self) -> None:
-        for name in ("batch_size", "plateau_epochs"):
+        for name in ("batch_size", "plateau_epochs", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        if self.steps < 0 or self.epochs < 0 or self.validate_every < 0 or self.warmup_steps < 0 or self.keep_best < 0:
-            raise UserError("train.steps, epochs, validate_every, warmup_steps and keep_best must not be negative")
+        for name in ("steps", "epochs", "validate_every", "warmup_steps", "keep_best", "early_stop"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)}: must not be negative")
         if not self.steps and not self.epochs:
             raise UserError("train.steps and train.epochs are both 0: set one of them")
         if self.learning_rate <= 0:

@@ -58,6 +58,13 @@ def map_over_devices(step: Callable, *, donate_state: bool = False) -> Callable:
     )
 
 
+def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's part of a batch [B_local, ...] on its devices, as the mapped step takes it; returns at once."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (DEVICES,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DEVICES))
+    return jax.device_put(split_batch(batch), sharding)
+
+
 def split_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """This process's part of a batch [B_local, ...] -> [local devices, B_local / local devices, ...]."""
     devices = jax.local_device_count()

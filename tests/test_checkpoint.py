@@ -48,7 +48,9 @@ def checkpoints(tmp_path):
 def save(checkpoints, *steps):
     """Saves pairs of step and validation loss, one after another."""
     for step, loss in steps:
-        checkpoints.save(step, state_of(step), {"step": step}, loss)
+        if loss is not None:
+            checkpoints.rate(step, -loss)
+        checkpoints.save(step, state_of(step), {"step": step}, candidate=loss is not None)
     checkpoints._manager.wait_until_finished()
 
 
@@ -122,7 +124,7 @@ def test_a_damaged_newest_is_passed_over_and_replaced(checkpoints, tmp_path, cap
 def test_a_damaged_best_falls_back_to_a_sound_one(checkpoints, tmp_path, caplog, capfd):
     save(checkpoints(), (1, 0.3), (2, 0.4), (3, 0.6))
     damage(tmp_path / "checkpoints" / "1")
-    assert_same(checkpoints().restore_best(state_of(0)), state_of(3))
+    assert_same(checkpoints().restore_best(state_of(0)), state_of(2))
     # Nothing of the other reads that failed beside the first one.
     assert len(caplog.records) == 1
     assert capfd.readouterr().err == ""
@@ -165,7 +167,8 @@ def run_folder(tmp_path, config, states, devices=1):
             learning_rate_scale=jnp.float32(1),
             skipped=jnp.int32(0),
         )
-        saved.save(step, jax.device_put(state, everywhere), {}, loss)
+        saved.rate(step, -loss)
+        saved.save(step, jax.device_put(state, everywhere), {}, candidate=True)
     saved.close()
     return tmp_path
 
