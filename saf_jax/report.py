@@ -1,24 +1,19 @@
 """`saf-jax report RESULTS`: one self-contained HTML page about an evaluation, to look at and listen to."""
 
 import argparse
-import importlib.util
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from saf_jax import audio, tables
 from saf_jax.conditions import title
 from saf_jax.errors import UserError
 from saf_jax.files import write_text
-from saf_jax.metrics import METRICS, SAMPLE_RATE_HZ
+from saf_jax.metrics import METRICS
+from saf_jax.report_page import FILE_NAME, check_packages, render, sides
 from saf_jax.results import FileResult, Results, read_results
 
-FILE_NAME = "report.html"
-_LONGEST_SECONDS = 20.0
 _SIDES = ("noisy", "enhanced", "clean")
 
 
@@ -52,22 +47,10 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, files: in
     Raises:
       UserError: no finished results there, a missing package, or the page cannot be written.
     """
-    for package in ("jinja2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"report needs the package {package}: pip install 'saf-jax[report]'")
-    import jinja2
-
+    check_packages()
     results = read_results(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(_content(results, files))
     path = Path(out) if out is not None else results.folder / FILE_NAME
-    write_text(path, page)
+    write_text(path, render("report.html.j2", _content(results, files)))
     return path
 
 
@@ -193,7 +176,7 @@ def _examples(results: Results, count: int) -> list[dict[str, Any]]:
                         }
                         for metric, label in tables.TITLES.items()
                     ],
-                    "sides": _sides({side: found[side].get(file.file) for side in _SIDES}),
+                    "sides": sides({side: found[side].get(file.file) for side in _SIDES}),
                 }
                 for file in files
             ],
@@ -201,38 +184,3 @@ def _examples(results: Results, count: int) -> list[dict[str, Any]]:
         for heading, files in chosen.items()
         if files
     ]
-
-
-def _sides(paths: dict[str, Path | None]) -> list[dict[str, Any]]:
-    """Spectrogram and sound of each version of a file, all on one scale; a note where there is none."""
-    from saf_jax import report_figures
-
-    signals, notes = {}, {}
-    for side, path in paths.items():
-        try:
-            if path is None:
-                raise UserError("the recording is not there any more, or was not kept")
-            samples = audio.read_mono(path, SAMPLE_RATE_HZ)
-            signals[side] = samples[: round(_LONGEST_SECONDS * SAMPLE_RATE_HZ)]
-        except UserError as error:
-            notes[side] = str(error)
-    powers = {side: report_figures.spectrogram_db(samples) for side, samples in signals.items()}
-    top_db = max((power.max() for power in powers.values()), default=0.0)
-    shown = []
-    for side in paths:
-        entry: dict[str, Any] = {"side": side, "note": notes.get(side)}
-        if side in signals:
-            seconds = len(signals[side]) / SAMPLE_RATE_HZ
-            entry["picture"] = report_figures.spectrogram(powers[side], top_db, seconds, SAMPLE_RATE_HZ / 2)
-            entry["sound"] = report_figures.data_uri(_flac(signals[side]), "audio/flac")
-        shown.append(entry)
-    return shown
-
-
-def _flac(samples: np.ndarray) -> bytes:
-    """16-bit FLAC, which browsers play, at half the size of wav."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
