@@ -217,3 +217,22 @@ def test_the_choice_on_a_cpu_has_no_grouped_convolution():
 def test_wrong_arguments_are_named(x_shape, kernel_shape, options, message):
     with pytest.raises(ValueError, match=message):
         depthwise_conv2d(jnp.zeros(x_shape), jnp.zeros(kernel_shape), **options)
+
+
+@pytest.mark.parametrize(("sides", "dilation"), [((11, 11), 1), ((3, 1), 4)])
+def test_pieces_that_know_their_past_are_the_whole(sides, dilation):
+    x, kernel, _ = random_arrays((2, 23, 7, 3), sides)
+    span = (sides[0] - 1) * dilation
+    whole = depthwise_conv2d(x, kernel, time_dilation=dilation, causal=True)
+    past = jnp.zeros((2, span, 7, 3))
+    for start, stop in ((0, 1), (1, 2), (2, 9), (9, 23)):
+        piece = depthwise_conv2d(x[:, start:stop], kernel, time_dilation=dilation, causal=True, past=past)
+        np.testing.assert_allclose(piece, whole[:, start:stop], atol=1e-5)
+        past = jnp.concatenate([past, x[:, start:stop]], axis=1)[:, stop - start :]
+
+
+@pytest.mark.parametrize("changes", [{"past": jnp.zeros((1, 3, 5, 2))}, {"causal": False}, {"implementation": "fft"}])
+def test_a_past_that_does_not_fit_is_refused(changes):
+    x, kernel, _ = random_arrays((1, 4, 5, 2), (3, 3))
+    with pytest.raises(ValueError, match=r"past is \[B, 2, F, C\]"):
+        depthwise_conv2d(x, kernel, **{"causal": True, "past": jnp.zeros((1, 2, 5, 2)), **changes})

@@ -29,6 +29,7 @@ def depthwise_conv2d(
     time_dilation: int = 1,
     causal: bool = False,
     implementation: str | None = None,
+    past: jax.Array | None = None,
 ) -> jax.Array:
     """Convolve every channel with its own kernel over time and frequency ('same' zero padding).
 
@@ -40,6 +41,8 @@ def depthwise_conv2d(
       implementation: "lax", "shift" or "fft"; None takes what is fastest on the platform that the program is lowered
         for. All of them may be differentiated in reverse mode any number of times; forward mode (`jax.jvp`,
         `jax.jacfwd`, `jax.hessian`) works with "lax" only, since the others carry their own backward pass.
+      past: `[B, (kh - 1) * time_dilation, F, C]`, the frames before the first, for signals that come in pieces;
+        None: zeros. For causal convolutions, by "lax" or "shift" as the platform has it.
 
     Returns:
       `[B, T, F, C]` with the data type of `x`; sums are in float32 at least.
@@ -56,6 +59,10 @@ def depthwise_conv2d(
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is one of {', '.join(IMPLEMENTATIONS)} or None, not {implementation!r}")
     span = (kernel.shape[0] - 1) * time_dilation
+    if past is not None:
+        if not causal or implementation is not None or past.shape != (x.shape[0], span, *x.shape[2:]):
+            raise ValueError(f"past is [B, {span}, F, C] of a causal convolution, not {past.shape}")
+        return _platforms_own(jnp.concatenate([past, x], axis=1), kernel, time_dilation, None)
     before = span if causal else span // 2
     if implementation == "lax":
         return _correlate_lax(x, kernel, time_dilation, before)
@@ -70,6 +77,10 @@ def depthwise_conv2d(
 def _correlate(x, kernel, dilation, before, implementation):
     if implementation is not None:
         return _FORWARD[implementation](x, kernel, dilation, before)
+    return _platforms_own(x, kernel, dilation, before)
+
+
+def _platforms_own(x, kernel, dilation, before):
     return lax.platform_dependent(
         x,
         kernel,
@@ -125,8 +136,9 @@ _kernel_gradient.defvjp(_kernel_gradient_fwd, _kernel_gradient_bwd)
 
 
 def _padding(kernel_size, dilation, before):
-    """Zeros (before, after) in time and in frequency."""
-    return (before, (kernel_size[0] - 1) * dilation - before), (kernel_size[1] // 2, kernel_size[1] // 2)
+    """Zeros (before, after) in time and in frequency; none in time where `before` is None."""
+    time = (0, 0) if before is None else (before, (kernel_size[0] - 1) * dilation - before)
+    return time, (kernel_size[1] // 2, kernel_size[1] // 2)
 
 
 def _accumulator(x):
@@ -171,6 +183,7 @@ def _correlate_shift(x, kernel, dilation, before):
     kh, kw = kernel.shape[:2]
     padded = _padded(x, *_padding(kernel.shape, dilation, before))
     weights = kernel.astype(padded.dtype)
+    shape = (x.shape[0], padded.shape[1] - (kh - 1) * dilation, *x.shape[2:])
     rows = max(1, _TAPS_PER_PASS // kw)
     further_passes = (kh - 1) // rows
     rows_of_first = kh - further_passes * rows
@@ -182,7 +195,7 @@ def _correlate_shift(x, kernel, dilation, before):
             # A sum of its own per row: shorter chains of dependent additions.
             row = None
             for j in range(kw):
-                window = lax.dynamic_slice(padded, (0, (first + i) * dilation, j, 0), x.shape)
+                window = lax.dynamic_slice(padded, (0, (first + i) * dilation, j, 0), shape)
                 tap = window * block[i, j]
                 row = tap if row is None else row + tap
             total = row if total is None else total + row

@@ -48,6 +48,9 @@ class Pointwise(nn.Module):
 class DepthwiseConv(nn.Module):
     """Depth-wise convolution over time and frequency with zeros beyond the edges; see `depthwise_conv2d`.
 
+    The only layer that mixes time. For signals that come piece by piece a causal one carries its last input frames from
+    call to call: apply with `mutable=["past"]`, and give the collection that comes back to the next call.
+
     Attributes:
       time_taps, frequency_taps: odd sizes of the kernel.
       time_dilation: frames between the taps in time.
@@ -71,8 +74,20 @@ class DepthwiseConv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         x = apply_mask(x.astype(self.dtype), mask)
-        y = depthwise_conv2d(x, kernel.astype(self.dtype), time_dilation=self.time_dilation, causal=self.causal)
+        past = self._past(x) if self.is_mutable_collection("past") and not self.is_initializing() else None
+        y = depthwise_conv2d(
+            x, kernel.astype(self.dtype), time_dilation=self.time_dilation, causal=self.causal, past=past
+        )
         return y + bias.astype(self.dtype)
+
+    def _past(self, x: jax.Array) -> jax.Array:
+        """The frames before x, zeros at the start of a signal; x's last ones take their place for the next call."""
+        batch, frames, *rest = x.shape
+        span = (self.time_taps - 1) * self.time_dilation
+        stored = self.variable("past", "frames", jnp.zeros, (batch, span, *rest), self.dtype)
+        past = stored.value
+        stored.value = jnp.concatenate([past, x], axis=1)[:, frames:]
+        return past
 
 
 class PReLU(nn.Module):

@@ -31,7 +31,8 @@ class SAFNet(nn.Module):
         Args:
           spectrum: complex64 [B, T, F], compressed domain, of a signal at unit level.
           frames: int32 [B], number of frames of each signal; what lies beyond is zeroed before every operation that
-            mixes time, so that padding never changes the result. None: all T.
+            mixes time, so that padding never changes the result. Or bool [B, T], which frames are the signal's.
+            None: all T.
           train: batch norm takes the batch's statistics (apply with `mutable=["batch_stats"]`).
 
         Returns:
@@ -39,7 +40,8 @@ class SAFNet(nn.Module):
         """
         mask = None
         if frames is not None:
-            mask = (jnp.arange(spectrum.shape[1]) < frames[:, None])[:, :, None, None]
+            inside = frames if frames.ndim == 2 else jnp.arange(spectrum.shape[1]) < frames[:, None]
+            mask = inside[:, :, None, None]
         magnitude, phase, real, imaginary = magnitude_phase_real_imaginary(spectrum)
 
         parts = dict(config=self.config, axis_name=self.axis_name, dtype=self.dtype)
