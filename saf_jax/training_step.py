@@ -10,9 +10,10 @@ import optax
 
 from saf_jax import parallel
 from saf_jax.config import Config
-from saf_jax.losses import Term, loss_terms, weighted_sum
+from saf_jax.level import safe_level, sample_level
+from saf_jax.losses import Signals, Term, loss_terms, valid_frames, weighted_sum
 from saf_jax.model.net import SAFNet
-from saf_jax.signal_path import analyse
+from saf_jax.signal_path import Analysis, analyse, synthesise
 
 Batch = dict[str, jax.Array]
 
@@ -97,15 +98,38 @@ def batch_terms(
       train: batch norm takes the batch's statistics.
     """
     noisy = analyse(batch["noisy"], config)
-    clean = analyse(batch["clean"], config, noisy.level)
-    frames = -(-(batch["samples"] + config.stft.window_samples // 2) // config.stft.hop_samples)
-    frames = jnp.where(batch["samples"] > 0, frames, 0)
+    frames = valid_frames(batch["samples"], config.stft)
     if train and "batch_stats" in variables:
         estimate, changed = model.apply(variables, noisy.spectrum, frames, train=True, mutable=["batch_stats"])
         batch_stats = changed["batch_stats"]
     else:
         estimate, batch_stats = model.apply(variables, noisy.spectrum, frames), variables.get("batch_stats", {})
-    return loss_terms(estimate, clean.spectrum, frames, config.loss), batch_stats
+    return loss_terms(compared_signals(estimate, noisy, batch, config), config), batch_stats
+
+
+def compared_signals(estimate: jax.Array, noisy: Analysis, batch: Batch, config: Config) -> Signals:
+    """What losses compare; the compiler leaves out what no loss asks for.
+
+    Args:
+      estimate: complex64 [B, T, F], compressed domain.
+      noisy: of `batch["noisy"]`.
+      batch: as in `batch_terms`.
+      config: the settings.
+    """
+    samples, length = batch["samples"], batch["noisy"].shape[1]
+    inside = jnp.arange(length) < samples[:, None]
+    estimated = jnp.where(inside, synthesise(estimate, noisy.level, config, length), 0.0)
+    # One factor for a whole signal also where the network works at a running level.
+    level = safe_level(sample_level(batch["noisy"], config.stft))[:, None]
+    return Signals(
+        estimate=estimate,
+        target=analyse(batch["clean"], config, noisy.level).spectrum,
+        resynthesised=analyse(estimated, config, noisy.level).spectrum,
+        estimated_samples=estimated / level,
+        target_samples=jnp.where(inside, batch["clean"], 0.0) / level,
+        frames=valid_frames(samples, config.stft),
+        samples=samples,
+    )
 
 
 def build_train_step(config: Config, total_steps: int) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
