@@ -1,4 +1,4 @@
-"""`saf-jax report RESULTS`: one self-contained HTML page about an evaluation, to look at and listen to."""
+"""`saf-jax report FOLDER`: one self-contained HTML page about an evaluation or a run, to look at and listen to."""
 
 import argparse
 import json
@@ -13,22 +13,26 @@ from saf_jax.files import write_text
 from saf_jax.metrics import METRICS
 from saf_jax.report_page import FILE_NAME, check_packages, render, sides
 from saf_jax.results import FileResult, Results, read_results
+from saf_jax.run_report import is_run, write_run_report
 
 _SIDES = ("noisy", "enhanced", "clean")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", metavar="RESULTS", help="a folder that eval wrote (--out)")
-    parser.add_argument("-o", "--out", help=f"the page (default: RESULTS/{FILE_NAME})")
+    parser.add_argument("folder", metavar="FOLDER", help="what eval wrote (--out), or the --workdir of a training")
+    parser.add_argument("-o", "--out", help=f"the page (default: FOLDER/{FILE_NAME})")
     parser.add_argument(
-        "--files", type=int, default=5, metavar="N", help="how many of the best, median and worst files"
+        "--files", type=int, default=5, metavar="N", help="of an evaluation: how many best, median and worst files"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.files < 0:
         raise UserError(f"--files {args.files}: must not be negative")
-    path = write_report(args.results, args.out, files=args.files)
+    if is_run(args.folder):
+        path = write_run_report(args.folder, args.out)
+    else:
+        path = write_report(args.folder, args.out, files=args.files)
     print(path)
     return 0
 

@@ -1,13 +1,17 @@
-"""Pictures for reports, as data URIs: box plots and spectrograms. Needs matplotlib."""
+"""Pictures for reports, as data URIs: box plots, curves and spectrograms. Needs matplotlib."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from saf_jax.run_log import Curve
+
 COLOURS = {"noisy": "#a8561f", "enhanced": "#1f6f8b", "clean": "#5b6b73"}
 """One colour per kind of recording, the same in pictures and on the page."""
+
+_CURVE_COLOURS = {**COLOURS, "training": "#5b6b73", "validation": "#1f6f8b"}
 
 RANGE_DB = 80.0
 _DPI = 110
@@ -59,6 +63,40 @@ def box_plot(noisy: Sequence[float], enhanced: Sequence[float]) -> str:
     axes.set_xlim(-0.5, 1.5)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    return _picture(figure, "png")
+
+
+def line_plot(curves: Mapping[str, Curve], *, log_scale: bool) -> str:
+    """Quantities over steps.
+
+    Args:
+      curves: by name; points that lie far apart, such as validations, are marked.
+      log_scale: logarithmic where all values are positive.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(4.2, 2.4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        axes.plot(
+            points.steps,
+            points.values,
+            label=name,
+            color=_CURVE_COLOURS.get(name, COLOURS["enhanced"]),
+            linewidth=1.2,
+            linestyle="--" if name == "noisy" else "-",
+            marker="o" if len(points.steps) <= 40 and name != "noisy" else None,
+            markersize=3,
+        )
+    if log_scale and all(points.values.min() > 0 for points in curves.values()):
+        axes.set_yscale("log")
+    axes.set_xlabel("step", labelpad=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
     return _picture(figure, "png")
 
 
