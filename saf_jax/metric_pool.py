@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saf_jax import metrics
+from saf_jax.errors import UserError
 from saf_jax.worker_processes import one_thread_per_process, spawn_pool
 
 METRICS = {
@@ -39,13 +40,13 @@ def available_metrics() -> tuple[str, ...]:
 
 
 def pair_metrics(names: Sequence[str], pair: Pair) -> dict[str, float]:
-    """Metrics of one pair by name; those without a value (a silent signal, no utterance) are left out."""
+    """Metrics of one pair by name; those without a value (silence, no utterance, samples that are NaN) are left out."""
     values = {}
     for name in names:
         try:
             # The last digits depend on how many threads the sums were spread over.
             values[name] = round(METRICS[name](pair.clean, pair.enhanced), 6)
-        except metrics.UndefinedMetricError:
+        except (metrics.UndefinedMetricError, UserError):
             continue
     return values
 

@@ -1,0 +1,266 @@
+"""Validation with the field's metrics: a fixed subset of the validation pairs, scored in processes beside the training.
+
+The network enhances the subset on the device, which takes a moment; the metrics, which take longer, are computed by a
+`MetricPool` while the training goes on. The scores take effect at a fixed later step and are waited for when they are
+late: so a run's course does not depend on how fast its processes were.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from saf_jax import audio, parallel
+from saf_jax.companions import Companion
+from saf_jax.config import Config
+from saf_jax.data import pipeline
+from saf_jax.data.pipeline import ValidationPair
+from saf_jax.enhancement import Enhancer
+from saf_jax.errors import UserError
+from saf_jax.files import write_text
+from saf_jax.metric_pool import METRICS, MetricPool, Pair, Pending, available_metrics
+from saf_jax.metrics import SAMPLE_RATE_HZ
+from saf_jax.run_log import LISTEN_FOLDER, LISTEN_INDEX
+from saf_jax.training_run import Run
+from saf_jax.training_step import TrainState
+
+_LISTEN_FILES = 3
+# PESQ's buffers end at some minutes, and a file of a long recording must not weigh more than the rest together.
+_LONGEST_SECONDS = 20.0
+
+
+def choose_pairs(pairs: Sequence[ValidationPair], count: int) -> list[ValidationPair]:
+    """A fixed subset, spread over the speakers and, within each, over the signal-to-noise ratios.
+
+    The speaker is what stands before the last "_" or "-" of a file's name, as in "p226_001".
+
+    Args:
+      pairs: all validation pairs.
+      count: how many to take; all where there are no more.
+
+    Returns:
+      The pairs by falling signal-to-noise ratio.
+    """
+    by_speaker: dict[str, list[ValidationPair]] = {}
+    for pair in sorted(pairs, key=_snr_and_name):
+        by_speaker.setdefault(re.sub(r"[_-][^_-]*$", "", pair.name), []).append(pair)
+    groups = [by_speaker[name] for name in sorted(by_speaker)]
+    shares = [0] * len(groups)
+    for _ in range(min(count, len(pairs))):
+        # The group with the smallest share so far that has files left.
+        share, place = min((share, i) for i, share in enumerate(shares) if share < len(groups[i]))
+        shares[place] = share + 1
+    # Ranks in the middle of equal parts of each group.
+    chosen = [
+        group[(2 * i + 1) * len(group) // (2 * share)] for group, share in zip(groups, shares) for i in range(share)
+    ]
+    return sorted(chosen, key=_snr_and_name, reverse=True)
+
+
+def _snr_and_name(pair: ValidationPair) -> tuple[float, str]:
+    speech = float(np.sum(np.square(pair.clean, dtype=np.float64)))
+    noise = float(np.sum(np.square(pair.noisy.astype(np.float64) - pair.clean)))
+    return speech / max(noise, 1e-20), pair.name
+
+
+def check_best_metric(config: Config) -> str | None:
+    """Whether checkpoints can be chosen by what `train.best_metric` names.
+
+    Returns:
+      A line to tell the user where "auto" has to make do with the validation loss, else None.
+
+    Raises:
+      UserError: the metric that the config names is not scored, or needs a package that is missing.
+    """
+    name, scored = config.train.best_metric, available_metrics()
+    if name in METRICS and not config.train.score_files:
+        raise UserError(f"train.best_metric={name}: needs scored validation files: set train.score_files to 16 or so")
+    if name in METRICS and name not in scored:
+        raise UserError(f"train.best_metric={name}: needs the package pesq: pip install 'saf-jax[eval]'")
+    if name == "auto" and config.train.score_files and "wb_pesq" not in scored:
+        return "PESQ is not installed (pip install 'saf-jax[eval]'): the best checkpoints are chosen by valid_loss"
+    return None
+
+
+def criterion(config: Config, valid_loss: float, scores: Mapping[str, float]) -> tuple[str, float]:
+    """What checkpoints, the plateau schedule and an early stop go by.
+
+    Args:
+      config: `train.best_metric` names it; "auto" is WB-PESQ where it is scored, else the validation loss.
+      valid_loss: of a validation.
+      scores: of the same validation, from `ValidationScores.collect`; empty where nothing is scored.
+
+    Returns:
+      Its name and its value, of which less is better: infinite where the network's output has no value.
+
+    Raises:
+      UserError: the metric has no value for the noisy recordings either.
+    """
+    name = config.train.best_metric
+    if name == "auto":
+        name = "wb_pesq" if "noisy_wb_pesq" in scores else "valid_loss"
+    if name == "valid_loss":
+        return name, valid_loss
+    if f"noisy_{name}" not in scores:
+        raise UserError(
+            f"train.best_metric={name}: no validation file has a value, as if none held speech: look at the files of "
+            "data.valid_clean, or set train.best_metric=valid_loss"
+        )
+    return name, -scores.get(name, -np.inf)
+
+
+def mean_scores(
+    names: Sequence[str], enhanced: list[dict[str, float]], noisy: list[dict[str, float]]
+) -> dict[str, float]:
+    """Means over the files that have a value: by name, and with "noisy_" before it for the unprocessed input."""
+    means = {}
+    for prefix, files in (("", enhanced), ("noisy_", noisy)):
+        for name in names:
+            values = [file[name] for file in files if name in file]
+            if values:
+                means[prefix + name] = round(float(np.mean(values)), 6)
+    return means
+
+
+class ListeningFile(NamedTuple):
+    """A validation file to look at and listen to.
+
+    Attributes:
+      name: of the pair.
+      sides: "noisy", "enhanced" and "clean": float32 [N] at the config's rate.
+    """
+
+    name: str
+    sides: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class _Validation:
+    """A validation whose scores are under way, or are there (`scores`)."""
+
+    step: int
+    due: int
+    valid_loss: float
+    pending: Pending | None = None
+    scores: dict[str, float] | None = None
+
+
+class ValidationScores(Companion):
+    """Scores the fixed subset at each validation; the checkpoints are rated by them where the config wants it.
+
+    Only the main process enhances and scores; all get the result.
+
+    Args:
+      run: `train.score_files` of its validation pairs are scored.
+      hear: called at each validation with its step and files to look at and listen to; in the main process.
+    """
+
+    name = "scores"
+    rates = True
+
+    def __init__(self, run: Run, hear: Callable[[int, list[ListeningFile]], None] = lambda step, files: None):
+        self._run, self._hear = run, hear
+        self._folder = run.workdir / LISTEN_FOLDER
+        self._rate_hz = run.config.stft.sample_rate_hz
+        self._names = available_metrics()
+        self._validations: list[_Validation] = []
+        self._pool = None
+        if not parallel.is_main_process():
+            return
+        longest = round(_LONGEST_SECONDS * self._rate_hz)
+        self._pairs = [
+            ValidationPair(pair.name, pair.clean[:longest], pair.noisy[:longest])
+            for pair in choose_pairs(pipeline.validation_pairs(run.config), run.config.train.score_files)
+        ]
+        self._pool = MetricPool()
+        self._clean = [self._at_metrics_rate(pair.clean) for pair in self._pairs]
+        noisy = [self._at_metrics_rate(pair.noisy) for pair in self._pairs]
+        self._noisy = self._pool.submit(self._names, [Pair(*sides) for sides in zip(self._clean, noisy)])
+        last = len(self._pairs) - 1
+        self._listen = sorted({last * i // (_LISTEN_FILES - 1) for i in range(_LISTEN_FILES)})
+
+    def after_validation(self, step: int, state: TrainState) -> None:
+        self._submit(
+            _Validation(step, step + self._run.config.train.score_delay_steps, self._run.host.valid_loss), state
+        )
+
+    def take_results(self, run: Run, step: int) -> None:
+        while self._validations and self._validations[0].due <= step:
+            validation = self._validations.pop(0)
+            scores = self._scores(validation)
+            run.log("scores", step=validation.step, **scores)
+            _, value = criterion(run.config, validation.valid_loss, scores)
+            run.rate(validation.step, -value)
+
+    def finish(self, run: Run) -> None:
+        self.take_results(run, max((validation.due for validation in self._validations), default=0))
+
+    def get_state(self, step: int) -> list[dict[str, Any]]:
+        # The scores of this very step can be computed again from the checkpoint; those of earlier ones cannot.
+        return [
+            {
+                "step": validation.step,
+                "due": validation.due,
+                "valid_loss": validation.valid_loss,
+                "scores": None if validation.step == step else self._scores(validation),
+            }
+            for validation in self._validations
+        ]
+
+    def set_state(self, saved: list[dict[str, Any]], step: int, state: TrainState) -> None:
+        self._validations = []
+        for item in saved:
+            validation = _Validation(**item)
+            if validation.scores is None:
+                self._submit(validation, state)
+            else:
+                self._validations.append(validation)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def _submit(self, validation: _Validation, state: TrainState) -> None:
+        self._validations.append(validation)
+        if self._pool is None:
+            return
+        # The copies are explicit: the training loop forbids others.
+        variables = jax.device_get(state.variables)
+        with jax.transfer_guard("allow"):
+            enhanced = Enhancer(self._run.config, variables).many([pair.noisy for pair in self._pairs], self._rate_hz)
+        pairs = [Pair(clean, self._at_metrics_rate(signal)) for clean, signal in zip(self._clean, enhanced)]
+        validation.pending = self._pool.submit(self._names, pairs)
+        files = [
+            ListeningFile(pair.name, {"noisy": pair.noisy, "enhanced": np.nan_to_num(signal), "clean": pair.clean})
+            for pair, signal in ((self._pairs[place], enhanced[place]) for place in self._listen)
+        ]
+        self._keep(validation.step, files)
+        self._hear(validation.step, files)
+
+    def _scores(self, validation: _Validation) -> dict[str, float]:
+        """Waits for the scores; called in all processes, which all get them."""
+        if validation.scores is None:
+            means = {}
+            if validation.pending is not None:
+                means = mean_scores(self._names, validation.pending.result(), self._noisy.result())
+            keys = [prefix + name for prefix in ("", "noisy_") for name in self._names]
+            values = parallel.from_main_process(np.array([means.get(key, np.nan) for key in keys]))
+            validation.scores = {key: float(value) for key, value in zip(keys, values) if np.isfinite(value)}
+        return validation.scores
+
+    def _at_metrics_rate(self, samples: np.ndarray) -> np.ndarray:
+        same = self._rate_hz == SAMPLE_RATE_HZ
+        return samples if same else audio.resample(samples, self._rate_hz, SAMPLE_RATE_HZ)
+
+    def _keep(self, step: int, files: list[ListeningFile]) -> None:
+        for number, file in enumerate(files, 1):
+            for side, samples in file.sides.items():
+                path = self._folder / str(number) / f"{side}.flac"
+                if side == "enhanced" or not path.exists():
+                    audio.write(path, audio.Audio(samples, self._rate_hz, format="FLAC"))
+        index = {"step": step, "names": [file.name for file in files]}
+        write_text(self._folder / LISTEN_INDEX, json.dumps(index) + "\n")
