@@ -1,19 +1,36 @@
 """Audio files: reading, writing, resampling, pairing. numpy only; what runs under jit is in `stft` and `level`."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from saf_jax.errors import UserError
 from saf_jax.files import atomic_path, explain_os_error
 
+if TYPE_CHECKING:
+    import soundfile
+
 SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".w64", ".rf64", ".caf"}
 )
 """The file name endings that folder listings take for audio."""
+
+
+# The containers that go by one ending, the usual one first.
+_CONTAINERS = {
+    ".wav": ("WAV", "WAVEX", "RF64"),
+    ".aif": ("AIFF",),
+    ".aifc": ("AIFF",),
+    ".oga": ("OGG",),
+    ".opus": ("OGG",),
+    ".raw": ("RAW",),
+}
+# A thousand years at 192 kHz: libsndfile's word for "unknown" is larger.
+_MOST_SAMPLES = 1 << 52
 
 
 class Audio(NamedTuple):
@@ -54,50 +71,87 @@ def read(path: str | os.PathLike, *, start: int = 0, frames: int = -1) -> Audio:
     Raises:
       UserError: missing, not audio, empty, truncated, or with NaN or infinite samples. The message names the file.
     """
-    import soundfile
-
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder where an audio file is needed")
-    try:
-        if not path.exists():
-            raise UserError(f"{path}: no such file: check the path")
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty (0 bytes): record or copy it again")
-        with soundfile.SoundFile(path) as file:
-            if start:
-                file.seek(start)
-            declared = file.frames - start if frames < 0 else min(frames, file.frames - start)
-            samples = file.read(frames, dtype="float32", always_2d=True)
-            audio = Audio(samples, file.samplerate, file.format, file.subtype)
-    except soundfile.LibsndfileError as error:
-        reason = str(error.error_string).rstrip(". ")
-        raise UserError(
-            f"{path}: cannot be read as audio ({reason}): convert it to wav or flac, or copy it again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {explain_os_error(error)}") from error
-    if len(samples) == 0:
-        raise UserError(f"{path}: holds no samples: record or copy it again")
-    # Lossy formats declare their length only roughly; lossless ones hold exactly what the header says, unless cut off.
-    if audio.format in ("WAV", "FLAC", "AIFF", "W64", "RF64", "WAVEX") and len(samples) < declared:
-        raise UserError(
-            f"{path}: truncated: the header promises {declared} samples, {len(samples)} are there: copy it again"
-        )
-    if audio.format in ("WAV", "WAVEX", "AIFF") and _data_chunk_is_cut(path):
-        raise UserError(f"{path}: truncated: the header promises more samples than the file holds: copy it again")
-    if not np.isfinite(samples).all():
-        bad = int(np.size(samples) - np.isfinite(samples).sum())
-        raise UserError(f"{path}: {bad} samples are NaN or infinite: export the file again")
+    with opened(path) as file:
+        if start:
+            file.seek(start)
+        declared = file.frames - start if frames < 0 else min(frames, file.frames - start)
+        # Not -1: files of some codecs cannot be told their length by seeking.
+        samples = file.read(declared, dtype="float32", always_2d=True)
+        audio = Audio(samples, file.samplerate, file.format, file.subtype)
+    check_samples(path, audio.format, len(samples), declared, samples.size - int(np.isfinite(samples).sum()))
     return audio
 
 
-def _data_chunk_is_cut(path: Path) -> bool:
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, name: str = "", **raw: Any) -> Iterator["soundfile.SoundFile"]:
+    """Opens an audio file for reading.
+
+    Args:
+      path: the file.
+      name: what messages call it instead of its path.
+      raw: what `soundfile.SoundFile` must be told of a file without header.
+
+    Raises:
+      UserError: missing, a folder, empty or not audio, also where that turns out inside the block; names the file.
+    """
+    import soundfile
+
+    path = Path(path)
+    name = name or str(path)
+    if path.is_dir():
+        raise UserError(f"{name}: is a folder where an audio file is needed")
+    try:
+        if not path.exists():
+            raise UserError(f"{name}: no such file: check the path")
+        if path.stat().st_size == 0:
+            raise UserError(f"{name}: the file is empty (0 bytes): record or copy it again")
+        with soundfile.SoundFile(path, **raw) as file:
+            if file.frames > _MOST_SAMPLES:
+                raise UserError(f"{name}: its header does not say how long it is: convert it to wav, or to flac anew")
+            yield file
+    except soundfile.LibsndfileError as error:
+        reason = str(error.error_string).rstrip(". ")
+        raise UserError(
+            f"{name}: cannot be read as audio ({reason}): convert it to wav or flac, or copy it again"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {explain_os_error(error)}") from error
+
+
+def check_samples(
+    path: Path, container: str, found: int, declared: int, bad: int, name: str = "", from_pipe: bool = False
+) -> None:
+    """Raises `UserError` for a file that was read to its end and is empty, cut off or has samples that are no numbers.
+
+    Args:
+      path: the file.
+      container: soundfile's name of it.
+      found: number of samples of each channel that it held.
+      declared: number that its header promises.
+      bad: how many samples are NaN or infinite.
+      name: what messages call it instead of its path.
+      from_pipe: it was written before its length was known, to a pipe.
+    """
+    name = name or str(path)
+    if found == 0:
+        raise UserError(f"{name}: holds no samples: record or copy it again")
+    # Lossy formats declare their length only roughly; lossless ones hold exactly what the header says, unless cut off.
+    if container in ("WAV", "FLAC", "AIFF", "W64", "RF64", "WAVEX") and found < declared:
+        raise UserError(f"{name}: truncated: the header promises {declared} samples, {found} are there: copy it again")
+    if container in ("WAV", "WAVEX", "AIFF") and _data_chunk_is_cut(path, from_pipe):
+        raise UserError(f"{name}: truncated: the header promises more samples than the file holds: copy it again")
+    if bad:
+        raise UserError(f"{name}: {bad} samples are NaN or infinite: export the file again")
+
+
+def _data_chunk_is_cut(path: Path, from_pipe: bool) -> bool:
     """True if the chunk of samples in a wav or aiff file claims more bytes than the file has.
 
     libsndfile repairs the length of such files silently. Sizes of 0 and near 2**32 mean "unknown" (streams written
-    through a pipe), which is not an error.
+    through a pipe), which is not an error; in a pipe itself some programs write sizes near 2**31.
     """
+    unknown = 0x7FFF_0000 if from_pipe else 0xFFFF_0000
     size = path.stat().st_size
     with path.open("rb") as file:
         kind = file.read(12)[:4]
@@ -107,7 +161,7 @@ def _data_chunk_is_cut(path: Path) -> bool:
         while len(header := file.read(8)) == 8:
             length = int.from_bytes(header[4:], order)
             if header[:4] == wanted:
-                return 0 < length < 0xFFFF_0000 and file.tell() + length > size
+                return 0 < length < unknown and file.tell() + length > size
             file.seek(length + length % 2, os.SEEK_CUR)
     return False
 
@@ -135,16 +189,7 @@ def write(path: str | os.PathLike, audio: Audio) -> int:
     import soundfile
 
     path = Path(path)
-    container = {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF", ".aifc": "AIFF"}.get(
-        path.suffix.lower(), path.suffix[1:].upper()
-    )
-    if container not in soundfile.available_formats():
-        raise UserError(f"{path}: {path.suffix or 'a name without ending'!r} is no audio format: use .wav or .flac")
-    subtype = audio.subtype
-    if path.suffix.lower() == ".opus":
-        subtype = "OPUS"
-    elif not soundfile.check_format(container, subtype):
-        subtype = soundfile.default_subtype(container)
+    container, subtype = choose_container(path, audio.format, audio.subtype)
     is_float = subtype in ("FLOAT", "DOUBLE")
     clipped = 0 if is_float else int(np.count_nonzero(np.abs(audio.samples) > 1.0))
     with atomic_path(path) as temporary:
@@ -154,6 +199,29 @@ def write(path: str | os.PathLike, audio: Audio) -> int:
             reason = str(error.error_string).rstrip(". ")
             raise UserError(f"{path}: cannot be written ({reason}): check the format and the free space") from error
     return clipped
+
+
+def choose_container(path: Path, container: str, subtype: str) -> tuple[str, str]:
+    """Container and sample format, as soundfile names them, for a file whose recording came in the given ones.
+
+    Both stay if the name's ending goes with them; otherwise the ending decides, and the sample format stays if it can.
+
+    Raises:
+      UserError: the ending is not an audio format.
+    """
+    import soundfile
+
+    suffix = path.suffix.lower()
+    choices = _CONTAINERS.get(suffix, (suffix[1:].upper(),))
+    if container not in choices:
+        container = choices[0]
+    if container not in soundfile.available_formats():
+        raise UserError(f"{path}: {path.suffix or 'a name without ending'!r} is no audio format: use .wav or .flac")
+    if suffix == ".opus":
+        subtype = "OPUS"
+    elif not soundfile.check_format(container, subtype):
+        subtype = soundfile.default_subtype(container)
+    return container, subtype
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
