@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 from saf_jax import parallel
 from saf_jax.config import Config, config_from_dict
 from saf_jax.errors import UserError
-from saf_jax.files import write_text
+from saf_jax.files import make_folder, user_errors, write_text
 from saf_jax.training_step import TrainState, init_state
 
 CONFIG_FILE = "config.json"
@@ -40,13 +41,15 @@ class Checkpoints:
         # orbax reports every save at INFO and each cleaned-up leftover at WARNING.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp, self._keep_best = ocp, keep_best
-        self._ratings_path = Path(workdir) / RATINGS_FILE
-        self._ratings = _read_ratings(self._ratings_path)
-        options = ocp.CheckpointManagerOptions(preservation_policy=self, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / _FOLDER, options=options)
+        self._workdir = Path(workdir).absolute()
+        self._folder = self._workdir / _FOLDER
+        self._ratings = _read_ratings(self._workdir / RATINGS_FILE)
+        # Opened by the first save: one who only reads must not touch the folder of a running training.
+        self._manager = None
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        """Steps of the checkpoints that were written to the end, in order."""
+        return sorted(self._ocp.utils.checkpoint_steps(self._folder)) if self._folder.is_dir() else []
 
     def best_steps(self) -> list[int]:
         """Steps of rated checkpoints, the highest rating first, the earlier of equal ones first."""
@@ -70,13 +73,16 @@ class Checkpoints:
           meta: whatever else a resumed run needs, JSON-able.
           candidate: a rating of it is known or will be.
         """
-        if step in self._manager.all_steps():
-            # Left by a run that was resumed from before it, since it is damaged; orbax would refuse to replace it.
-            self._manager.delete(step)
+        if self._manager is None:
+            options = self._ocp.CheckpointManagerOptions(
+                preservation_policy=self, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            )
+            self._manager = self._ocp.CheckpointManager(self._folder, options=options)
         if candidate and step not in self._ratings:
             self._ratings[step] = None
             self._write_ratings()
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), meta=self._ocp.args.JsonSave(meta))
+        state = self._ocp.args.StandardSave(parallel.to_checkpoint(state))
+        args = self._ocp.args.Composite(state=state, meta=self._ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
 
     def rate(self, step: int, rating: float) -> None:
@@ -86,15 +92,27 @@ class Checkpoints:
 
     def _write_ratings(self) -> None:
         if parallel.is_main_process():
-            write_text(self._ratings_path, json.dumps(self._ratings) + "\n")
+            write_text(self._workdir / RATINGS_FILE, json.dumps(self._ratings) + "\n")
 
     def restore_newest(self, target: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
-        """The newest sound checkpoint, or None if there is none; damaged ones are passed over.
+        """The newest sound checkpoint, or None if there is none at all; damaged ones are put aside.
 
         Args:
-          target: a state of the right structure, or its shapes with shardings.
+          target: a state of the right structure, or its shapes.
+
+        Raises:
+          UserError: there are checkpoints, but none is sound.
         """
-        return next(self._sound(reversed(self.steps()), target), None)
+        steps = self.steps()
+        for restored in self._sound(reversed(steps), target):
+            self._put_aside([step for step in steps if step > restored[0]])
+            return restored
+        if steps:
+            raise UserError(
+                f"{self._folder}: none of its checkpoints can be read by this version: see the reasons above; to start "
+                "anew, take another --workdir"
+            )
+        return None
 
     def restore_best(self, target: TrainState) -> TrainState:
         """The state that was rated highest; the newest where none was rated."""
@@ -102,31 +120,60 @@ class Checkpoints:
         others = [step for step in reversed(self.steps()) if step not in best]
         for _, state, _ in self._sound([*best, *others], target):
             return state
-        raise UserError(f"{self._manager.directory}: holds no sound checkpoint: train first")
+        raise UserError(f"{self._folder}: holds no sound checkpoint: train first")
 
     def _sound(self, steps: Iterable[int], target: TrainState) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
         """Restores one step after another; of those that cannot be it tells in one line each."""
         for step in steps:
-            restored, reason = None, ""
+            restored, reason = None, "another process could not read it"
             with _patient_loops():
                 try:
                     restored = self._restore(step, target)
                 except Exception as error:  # orbax raises many kinds for damaged files; each means: try another one
                     reason = " ".join(str(error).split())[:200]
-            if restored is None:
-                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, reason)
-            else:
+            if parallel.everywhere(restored is not None):
                 yield step, *restored
+            else:
+                logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, reason)
 
     def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target), meta=self._ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
+        """Reads on this process alone, onto one device: a damaged file must not leave the others waiting."""
+        ocp = self._ocp
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target)
+        alone = parallel.process_index()
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+        )
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"reader_{alone}"
+        )
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+            restored = reader.restore(self._folder / str(step), args=args)
         return restored["state"], restored["meta"]
 
-    def close(self) -> None:
+    def _put_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints away: the run comes by their steps again."""
+        if steps and parallel.is_main_process():
+            with user_errors(self._workdir, "put damaged checkpoints aside in"):
+                for step in steps:
+                    aside = make_folder(self._workdir / "damaged") / f"{step}-{time.time_ns()}"
+                    (self._folder / str(step)).rename(aside)
+        parallel.everywhere(True)
+
+    def wait(self) -> None:
         """Waits until everything is on the disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on the disk, and ends what works in the background."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _read_ratings(path: Path) -> dict[int, float | None]:
@@ -182,13 +229,5 @@ def load_best(workdir: str | os.PathLike) -> tuple[Config, Any]:
     config = read_run_config(workdir)
     if not (Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"{workdir}: holds no checkpoint yet: let the training run on")
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(lambda: init_state(config)),
-    )
     checkpoints = Checkpoints(workdir, config.train.keep_best)
-    try:
-        return config, checkpoints.restore_best(target).variables
-    finally:
-        checkpoints.close()
+    return config, checkpoints.restore_best(jax.eval_shape(lambda: init_state(config))).best_variables

@@ -289,48 +289,84 @@ class TrainConfig:
 
     Attributes:
       batch_size: examples per step over all devices.
+      accumulate: parts that each device takes its share of a batch in, one after another: memory falls with it, the
+        result stays the same (but for the norm "batch", whose statistics are then those of a part).
       epochs: passes over the training set; ignored where `steps` is set.
       steps: number of steps, or 0 to go by `epochs`.
       learning_rate: step size at the start.
       beta1: Adam's decay of the first moment.
       beta2: Adam's decay of the second moment.
+      weight_decay: AdamW's; 0 is plain Adam.
       gradient_clip: largest global norm of the gradient; 0 does not clip.
+      explosion_factor: a step is left out when its gradient's norm exceeds the running mean so many times (after the
+        first 100 steps); 0 leaves out only those that are not finite.
       schedule: "plateau" halves the learning rate when the validation loss has not fallen for `plateau_epochs`
-        validations; "cosine" falls to 0 over the whole training; "constant".
+        validations; "exponential" multiplies it by `epoch_decay` at each epoch; "cosine" falls to 0 over the whole
+        training; "constant".
       plateau_epochs: patience of "plateau".
+      epoch_decay: factor of "exponential".
       warmup_steps: steps over which the learning rate rises from 0.
       validate_every: steps between validations, or 0 for once an epoch.
       checkpoint_seconds: seconds between checkpoints besides those at validations.
       keep_best: checkpoints kept for their validation, besides the latest.
       log_every: steps between lines of the log; only there does the host wait for the devices.
       early_stop: the training ends after so many validations without improvement; 0 trains to the end.
+      best_metric: what improvement and the best checkpoints go by: the mean over the scored validation files, or
+        "valid_loss"; "auto" is "wb_pesq" where files are scored and PESQ is installed, else "valid_loss".
+      score_files: validation files that are enhanced and scored with PESQ, STOI, SI-SDR and SSNR at each validation,
+        chosen evenly over speakers and signal-to-noise ratios; 0 scores none.
+      score_delay_steps: the scores of a validation take effect so many steps after it; they are computed meanwhile.
       precision: "float32" or "bfloat16" (compute only; parameters stay float32).
+      remat: the activations inside each fusion layer are computed again on the way back instead of kept: less memory,
+        about a third more time.
+      average_decay: decay of the moving average of the weights, such as 0.999, which is then validated and used;
+        0 uses the weights themselves.
+      init_from: weights that the training starts from: a shipped name, a run or a weights file; empty starts anew.
       seed: of initialisation and data order.
     """
 
     batch_size: int = 4
+    accumulate: int = 1
     epochs: int = 50
     steps: int = 0
     learning_rate: float = 5e-4
     beta1: float = 0.95
     beta2: float = 0.999
+    weight_decay: float = 0.0
     gradient_clip: float = 5.0
-    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    explosion_factor: float = 100.0
+    schedule: Literal["plateau", "exponential", "cosine", "constant"] = "plateau"
     plateau_epochs: int = 3
+    epoch_decay: float = 0.99
     warmup_steps: int = 0
     validate_every: int = 0
     checkpoint_seconds: float = 300.0
     keep_best: int = 3
     log_every: int = 20
     early_stop: int = 0
+    best_metric: Literal["auto", "valid_loss", "wb_pesq", "stoi_percent", "si_sdr_db", "ssnr_db"] = "auto"
+    score_files: int = 24
+    score_delay_steps: int = 50
     precision: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    average_decay: float = 0.0
+    init_from: str = ""
     seed: int = 0
 
     def check(self) -> None:
-        for name in ("batch_size", "plateau_epochs", "log_every"):
+        for name in ("batch_size", "accumulate", "plateau_epochs", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("steps", "epochs", "validate_every", "warmup_steps", "keep_best", "early_stop"):
+        for name in (
+            "steps",
+            "epochs",
+            "validate_every",
+            "warmup_steps",
+            "keep_best",
+            "early_stop",
+            "score_files",
+            "score_delay_steps",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: must not be negative")
         if not self.steps and not self.epochs:
@@ -339,7 +375,11 @@ class TrainConfig:
             raise UserError(f"train.learning_rate={self.learning_rate}: must be positive")
         if self.gradient_clip < 0:
             raise UserError(f"train.gradient_clip={self.gradient_clip}: must not be negative; 0 does not clip")
-        for name in ("beta1", "beta2"):
+        if self.explosion_factor and self.explosion_factor <= 1:
+            raise UserError(f"train.explosion_factor={self.explosion_factor}: must be above 1; 0 is off")
+        if not 0 < self.epoch_decay <= 1:
+            raise UserError(f"train.epoch_decay={self.epoch_decay}: must lie in (0, 1]")
+        for name in ("beta1", "beta2", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must lie in [0, 1)")
 

@@ -48,6 +48,24 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
     raise UserError(f"{source}: no such run folder or weights file, nor shipped weights (shipped: {names})")
 
 
+def initial_variables(config: Config) -> Any:
+    """The variables that a training starts from by `train.init_from`; None where it starts anew.
+
+    Raises:
+      UserError: the weights cannot be loaded, or are those of another network.
+    """
+    from saf_jax.config import config_differences
+
+    source = config.train.init_from
+    if not source:
+        return None
+    given, variables = load_weights(source)
+    differences = [text for text in config_differences(given, config) if text.split(".")[0] in ("stft", "model")]
+    if differences:
+        raise UserError(f"train.init_from={source}: is another network; differing: {'; '.join(differences)}")
+    return variables
+
+
 def save_weights(
     path: str | os.PathLike, config: Config, variables: Any, metadata: dict[str, str] | None = None
 ) -> None:

@@ -132,7 +132,7 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
       UserError: data that cannot be used, devices that cannot share the batch, or a workdir of another config.
     """
     config.check()
-    parallel.check_batch_size(config.train.batch_size)
+    parallel.check_batch_size(config.train.batch_size, config.train.accumulate)
     batches = pipeline.training_batches(
         config, process_index=parallel.process_index(), process_count=parallel.process_count()
     )

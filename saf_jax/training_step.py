@@ -13,9 +13,13 @@ from saf_jax.config import Config
 from saf_jax.level import safe_level, sample_level
 from saf_jax.losses import Signals, Term, loss_terms, valid_frames, weighted_sum
 from saf_jax.model.net import SAFNet
+from saf_jax.optimizer import average_weights, build_optimizer, learning_rate
 from saf_jax.signal_path import Analysis, analyse, synthesise
 
 Batch = dict[str, jax.Array]
+
+# Only then is the usual size of a gradient known.
+_SETTLED_STEPS = 100
 
 
 @flax.struct.dataclass
@@ -25,42 +29,32 @@ class TrainState:
     Attributes:
       step: int32, steps done.
       params: trained parameters, float32.
+      average: moving average of the parameters; empty where `train.average_decay` is 0.
       batch_stats: stored averages of batch norm; empty for other norms.
       optimizer: Adam's moments.
       learning_rate_scale: float32, factor on the scheduled learning rate, lowered by the plateau schedule.
-      skipped: int32, steps left out because their gradient was not finite.
+      usual_norm: float32, running mean of the gradient's norm.
+      skipped: int32, steps left out because their gradient was not finite or exploded.
     """
 
     step: jax.Array
     params: Any
+    average: Any
     batch_stats: Any
     optimizer: Any
     learning_rate_scale: jax.Array
+    usual_norm: jax.Array
     skipped: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `SAFNet.apply` takes."""
+        """What `SAFNet.apply` takes, with the parameters under training."""
         return {"params": self.params, "batch_stats": self.batch_stats} if self.batch_stats else {"params": self.params}
 
-
-def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clipping and Adam's direction; the learning rate is applied in the step."""
-    train = config.train
-    clip = [optax.clip_by_global_norm(train.gradient_clip)] if train.gradient_clip else []
-    return optax.chain(*clip, optax.scale_by_adam(b1=train.beta1, b2=train.beta2))
-
-
-def learning_rate(config: Config, step: jax.Array, total_steps: int) -> jax.Array:
-    """Scheduled learning rate at a step, before the plateau factor."""
-    train = config.train
-    rate = jnp.asarray(train.learning_rate, jnp.float32)
-    if train.warmup_steps:
-        rate = rate * jnp.minimum(1.0, (step + 1) / train.warmup_steps)
-    if train.schedule == "cosine":
-        done = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
-        rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
-    return rate
+    @property
+    def best_variables(self) -> dict[str, Any]:
+        """What `SAFNet.apply` takes, for use: with the average of the parameters where there is one."""
+        return {**self.variables, "params": self.average} if self.average else self.variables
 
 
 def build_model(config: Config, *, training: bool = False) -> SAFNet:
@@ -68,19 +62,23 @@ def build_model(config: Config, *, training: bool = False) -> SAFNet:
     if not training:
         return SAFNet(config.model)
     dtype = jnp.bfloat16 if config.train.precision == "bfloat16" else jnp.float32
-    return SAFNet(config.model, axis_name=parallel.DEVICES, dtype=dtype)
+    return SAFNet(config.model, axis_name=parallel.DEVICES, dtype=dtype, remat=config.train.remat)
 
 
-def init_state(config: Config) -> TrainState:
-    """A new state, the same for the same `train.seed` on every machine."""
-    spectrum = jnp.zeros((1, 8, config.stft.bins), jnp.complex64)
-    variables = build_model(config).init(jax.random.key(config.train.seed), spectrum)
+def init_state(config: Config, variables: dict[str, Any] | None = None) -> TrainState:
+    """A new state, the same for the same `train.seed` on every machine; from given variables where there are some."""
+    if variables is None:
+        spectrum = jnp.zeros((1, 8, config.stft.bins), jnp.complex64)
+        variables = build_model(config).init(jax.random.key(config.train.seed), spectrum)
+    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
+        params=params,
+        average=params if config.train.average_decay else {},
         batch_stats=variables.get("batch_stats", {}),
-        optimizer=build_optimizer(config).init(variables["params"]),
+        optimizer=build_optimizer(config).init(params),
         learning_rate_scale=jnp.ones(()),
+        usual_norm=jnp.zeros(()),
         skipped=jnp.zeros((), jnp.int32),
     )
 
@@ -132,45 +130,84 @@ def compared_signals(estimate: jax.Array, noisy: Analysis, batch: Batch, config:
     )
 
 
-def build_train_step(config: Config, total_steps: int) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+def term_counts(config: Config, batch: Batch) -> dict[str, jax.Array]:
+    """Counts of the loss terms of a batch, without the network: they depend on targets and lengths alone."""
+    noisy = analyse(batch["noisy"], config)
+    terms = loss_terms(compared_signals(noisy.spectrum, noisy, batch, config), config)
+    return {name: term.count for name, term in terms.items()}
+
+
+def build_train_step(
+    config: Config, total_steps: int, steps_per_epoch: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """The step of one device; `parallel.map_over_devices` runs it on all.
 
     The loss is the sum over all devices divided by the count over all devices, so that it does not depend on how a
-    padded batch is spread over them. A step whose gradient is not finite changes nothing but the counters.
+    padded batch is spread over them, nor on how many parts it is taken in (`train.accumulate`). A step whose gradient
+    is not finite, or far beyond the usual, changes nothing but the counters.
     """
     model, optimizer = build_model(config, training=True), build_optimizer(config)
+    train = config.train
+
+    def part_gradient(params: Any, batch_stats: Any, counts: dict[str, jax.Array], batch: Batch) -> tuple:
+        """What a part of the batch adds to gradient and loss, and the new stored averages of batch norm."""
+
+        def loss_of(params: Any) -> tuple[jax.Array, tuple]:
+            variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+            terms, changed = batch_terms(config, model, variables, batch, train=True)
+            # With the count of the whole batch below the line, the parts' gradients sum to that of the whole.
+            shares = {name: Term(term.total, counts[name]) for name, term in terms.items()}
+            return weighted_sum(shares, config.loss), (shares, changed)
+
+        (share, (shares, changed)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        totals = {name: term.total / jnp.maximum(term.count, 1) for name, term in shares.items()}
+        return (gradient, {"loss": share, **totals}), changed
+
+    def device_gradient(state: TrainState, batch: Batch) -> tuple:
+        """As `part_gradient`, for the device's slice of the batch taken in `train.accumulate` parts."""
+        counts = parallel.sum_over_devices(term_counts(config, batch))
+        if train.accumulate == 1:
+            return part_gradient(state.params, state.batch_stats, counts, batch)
+
+        def add_part(carry: tuple, part: Batch) -> tuple[tuple, None]:
+            sums, batch_stats = carry
+            found, batch_stats = part_gradient(state.params, batch_stats, counts, part)
+            return (jax.tree.map(jnp.add, sums, found), batch_stats), None
+
+        parts = jax.tree.map(lambda leaf: leaf.reshape(train.accumulate, -1, *leaf.shape[1:]), batch)
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes, _ = jax.eval_shape(part_gradient, state.params, state.batch_stats, counts, first)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add_part, (nothing, state.batch_stats), parts)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        def loss_of(params: Any) -> tuple[jax.Array, tuple]:
-            variables = state.replace(params=params).variables
-            terms, batch_stats = batch_terms(config, model, variables, batch, train=True)
-            counts = parallel.sum_over_devices({name: term.count for name, term in terms.items()})
-            shares = {name: Term(term.total, counts[name]) for name, term in terms.items()}
-            return weighted_sum(shares, config.loss), (shares, batch_stats)
-
-        # Each device's share of the loss has the count of all devices below the line: the sum of the shares'
-        # gradients is the gradient of the whole.
-        (share, (shares, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        totals = {name: term.total / jnp.maximum(term.count, 1) for name, term in shares.items()}
-        loss, totals, gradient = parallel.sum_over_devices((share, totals, gradient))
+        found, batch_stats = device_gradient(state, batch)
+        gradient, losses = parallel.sum_over_devices(found)
 
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-        rate = learning_rate(config, state.step, total_steps) * state.learning_rate_scale
+        usable = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
+        if train.explosion_factor:
+            settled = state.step - state.skipped >= _SETTLED_STEPS
+            usable &= ~settled | (norm <= train.explosion_factor * state.usual_norm)
+        rate = learning_rate(config, state.step, total_steps, steps_per_epoch) * state.learning_rate_scale
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda value, update: value - rate * update, state.params, updates)
+        average = average_weights(state.average, params, state.step, train.average_decay) if state.average else {}
+        usual_norm = jnp.where(state.step == state.skipped, norm, 0.99 * state.usual_norm + 0.01 * norm)
 
         def keep_if_bad(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, old)
 
         new_state = state.replace(
             step=state.step + 1,
             params=keep_if_bad(params, state.params),
+            average=keep_if_bad(average, state.average),
             batch_stats=keep_if_bad(batch_stats, state.batch_stats),
             optimizer=keep_if_bad(moments, state.optimizer),
-            skipped=state.skipped + jnp.where(finite, 0, 1),
+            usual_norm=keep_if_bad(usual_norm, state.usual_norm),
+            skipped=state.skipped + jnp.where(usable, 0, 1),
         )
-        return new_state, {"loss": loss, **totals, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
+        return new_state, {**losses, "gradient_norm": norm, "learning_rate": rate, "usable": usable}
 
     return step
 
@@ -180,7 +217,7 @@ def build_validation_step(config: Config) -> Callable[[TrainState, Batch], tuple
     model = build_model(config)
 
     def step(state: TrainState, batch: Batch) -> tuple[None, dict[str, Term]]:
-        terms, _ = batch_terms(config, model, state.variables, batch, train=False)
+        terms, _ = batch_terms(config, model, state.best_variables, batch, train=False)
         return None, parallel.sum_over_devices(terms)
 
     return step

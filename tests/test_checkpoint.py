@@ -10,7 +10,7 @@ import pytest
 from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, load_best, read_run_config
 from saf_jax.config import config_to_dict
 from saf_jax.errors import UserError
-from saf_jax.training_step import TrainState, build_optimizer
+from saf_jax.training_step import TrainState, init_state
 
 
 def state_of(value, size=64):
@@ -18,9 +18,11 @@ def state_of(value, size=64):
     return TrainState(
         step=jnp.int32(value),
         params={"a": jnp.full((3, size), float(value)), "b": {"c": jnp.arange(size) + value}},
+        average={},
         batch_stats={},
         optimizer=(jnp.int32(value), {"m": jnp.full(size, value / 2)}),
         learning_rate_scale=jnp.float32(0.5),
+        usual_norm=jnp.float32(0.25),
         skipped=jnp.int32(1),
     )
 
@@ -51,7 +53,7 @@ def save(checkpoints, *steps):
         if loss is not None:
             checkpoints.rate(step, -loss)
         checkpoints.save(step, state_of(step), {"step": step}, candidate=loss is not None)
-    checkpoints._manager.wait_until_finished()
+    checkpoints.wait()
 
 
 def damage(folder, kind="cut"):
@@ -116,6 +118,7 @@ def test_a_damaged_newest_is_passed_over_and_replaced(checkpoints, tmp_path, cap
     assert "\n" not in warning
     assert len(warning) < 300
     # The run goes on from step 2 and comes by 3 again.
+    assert [path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["3"]
     save(again, (3, 0.2))
     assert_same(again.restore_newest(state_of(0))[1], state_of(3))
     assert_same(checkpoints().restore_best(state_of(0)), state_of(3))
@@ -130,14 +133,41 @@ def test_a_damaged_best_falls_back_to_a_sound_one(checkpoints, tmp_path, caplog,
     assert capfd.readouterr().err == ""
 
 
-def test_where_all_are_damaged_nothing_is_restored(checkpoints, tmp_path):
+def test_where_all_are_damaged_the_run_is_neither_continued_nor_lost(checkpoints, tmp_path):
     save(checkpoints(), (1, 0.3), (2, 0.4))
     for step in "12":
         damage(tmp_path / "checkpoints" / step)
     again = checkpoints()
-    assert again.restore_newest(state_of(0)) is None
+    with pytest.raises(UserError, match="none of its checkpoints can be read"):
+        again.restore_newest(state_of(0))
     with pytest.raises(UserError, match="holds no sound checkpoint"):
         again.restore_best(state_of(0))
+    assert again.steps() == [1, 2]
+
+
+def test_a_checkpoint_is_kept_until_its_rating_is_known(checkpoints):
+    saved = checkpoints(keep_best=1)
+    for step in (1, 2, 3, 4):
+        saved.save(step, state_of(step), {}, candidate=True)
+        saved.wait()
+    assert saved.steps() == [1, 2, 3, 4]
+    for step, rating in ((1, 0.1), (2, 0.3), (3, 0.2)):
+        saved.rate(step, rating)
+    save(saved, (5, None))
+    assert saved.steps() == [2, 4, 5]
+    assert checkpoints().best_steps() == [2]
+
+
+def test_reading_leaves_alone_what_a_running_training_is_writing(checkpoints, tmp_path):
+    save(checkpoints(), (1, 0.3))
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert checkpoints().restore_newest(state_of(0))[0] == 1
+    assert_same(checkpoints().restore_best(state_of(0)), state_of(1))
+    assert unfinished.is_dir()
+    # The next training clears up after the one that was killed.
+    save(checkpoints(), (3, None))
+    assert not unfinished.exists()
 
 
 def test_the_state_may_be_donated_as_soon_as_save_returns(checkpoints):
@@ -159,14 +189,7 @@ def run_folder(tmp_path, config, states, devices=1):
     mesh = jax.make_mesh((devices,), ("devices",), devices=jax.devices()[:devices])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     for step, (variables, loss) in enumerate(states, 1):
-        state = TrainState(
-            step=jnp.int32(step),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            optimizer=build_optimizer(config).init(variables["params"]),
-            learning_rate_scale=jnp.float32(1),
-            skipped=jnp.int32(0),
-        )
+        state = init_state(config, variables)
         saved.rate(step, -loss)
         saved.save(step, jax.device_put(state, everywhere), {}, candidate=True)
     saved.close()

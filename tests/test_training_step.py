@@ -11,15 +11,13 @@ from saf_jax.config import LossConfig, TrainConfig
 from saf_jax.errors import UserError
 from saf_jax.losses import weighted_sum
 from saf_jax.model.net import SAFNet
+from saf_jax.optimizer import build_optimizer, learning_rate
 from saf_jax.training_step import (
-    TrainState,
     batch_terms,
     build_model,
-    build_optimizer,
     build_train_step,
     build_validation_step,
     init_state,
-    learning_rate,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -43,16 +41,8 @@ def make_batch(seed=0):
 
 
 def make_state(config=CONFIG):
-    variables = networks.net_variables(config)
-    params = variables["params"]
-    return TrainState(
-        step=np.int32(4),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        optimizer=build_optimizer(config).init(params),
-        learning_rate_scale=np.float32(0.5),
-        skipped=np.int32(0),
-    )
+    state = init_state(config, networks.net_variables(config))
+    return state.replace(step=np.int32(4), learning_rate_scale=np.float32(0.5))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +113,7 @@ def test_eight_devices_agree_with_one(train_step, plain):
     )
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    assert (int(state.step), int(state.skipped), bool(result["finite"])) == (5, 0, True)
+    assert (int(state.step), int(state.skipped), bool(result["usable"])) == (5, 0, True)
 
 
 def test_the_result_does_not_depend_on_how_the_batch_is_spread(train_step):
@@ -152,7 +142,7 @@ def test_a_batch_with_nan_changes_nothing_but_the_counters(train_step, name):
     batch[name][5, 100] = np.nan
     before = make_state()
     state, result = train_step(before, batch)
-    assert not bool(result["finite"])
+    assert not bool(result["usable"])
     for part in ("params", "batch_stats", "optimizer", "learning_rate_scale"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
     assert (int(state.step), int(state.skipped)) == (5, 1)
@@ -209,12 +199,15 @@ def test_clipping_limits_the_global_norm_before_adam():
         ({"schedule": "cosine"}, 1000, 0.0),
         ({"schedule": "cosine", "warmup_steps": 20}, 20, 1.0),
         ({"schedule": "cosine", "warmup_steps": 20}, 60, 0.5),
+        ({"schedule": "exponential", "epoch_decay": 0.5}, 39, 1.0),
+        ({"schedule": "exponential", "epoch_decay": 0.5}, 40, 0.5),
+        ({"schedule": "exponential", "epoch_decay": 0.5, "warmup_steps": 200}, 99, 0.125),
     ],
     ids=str,
 )
 def test_learning_rate(settings, step, expected):
     config = dataclasses.replace(CONFIG, train=TrainConfig(learning_rate=0.01, **settings))
-    assert float(learning_rate(config, np.int32(step), 100)) == pytest.approx(0.01 * expected, abs=1e-8)
+    assert float(learning_rate(config, np.int32(step), 100, 40)) == pytest.approx(0.01 * expected, abs=1e-8)
 
 
 def test_precision_and_batch_norm_are_settings_of_training_only():
