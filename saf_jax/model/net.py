@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from saf_jax.config import ModelConfig
 from saf_jax.features import magnitude_phase_real_imaginary
 from saf_jax.model.decoder import SpectrumDecoder
+from saf_jax.model.delay import Delay, dense_delay, layer_delay, network_delay, works_in_pieces
 from saf_jax.model.encoder import SpectrumEncoder
 from saf_jax.model.fusion import SAFLayer, StreamFusion
 
@@ -18,11 +19,13 @@ class SAFNet(nn.Module):
       config: the network's settings.
       axis_name: name of a mapped axis over which batch norm shares its statistics in training.
       dtype: of the computation between input and output; parameters, norms and outputs are float32.
+      remat: the activations inside a fusion layer are not kept for the way back but computed again.
     """
 
     config: ModelConfig
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, spectrum: jax.Array, frames: jax.Array | None = None, train: bool = False) -> jax.Array:
@@ -36,12 +39,16 @@ class SAFNet(nn.Module):
           train: batch norm takes the batch's statistics (apply with `mutable=["batch_stats"]`).
 
         Returns:
-          complex64 [B, T, F], compressed domain: `mask * magnitude * exp(i phase) + bias`; 0 beyond `frames`.
+          complex64 [B, T, F], compressed domain: `mask * magnitude * exp(i phase) + bias`; 0 beyond `frames`. Applied
+          with `mutable=["past"]`, of the frames that came `network_delay` frames earlier (see `saf_jax.model.delay`).
         """
         mask = None
         if frames is not None:
             inside = frames if frames.ndim == 2 else jnp.arange(spectrum.shape[1]) < frames[:, None]
             mask = inside[:, :, None, None]
+        elif works_in_pieces(self):
+            # What a delay gives before the first frame must count as beyond the signal.
+            mask = jnp.ones((*spectrum.shape[:2], 1, 1), bool)
         magnitude, phase, real, imaginary = magnitude_phase_real_imaginary(spectrum)
 
         parts = dict(config=self.config, axis_name=self.axis_name, dtype=self.dtype)
@@ -56,9 +63,14 @@ class SAFNet(nn.Module):
             for name, parts_in in inputs.items()
         ]
         x = StreamFusion(self.config, self.dtype, name="fusion")(streams)
+        mask = Delay(dense_delay(self.config))(mask)
+        layer = nn.remat(SAFLayer, static_argnums=(3,)) if self.remat else SAFLayer
         for i in range(self.config.layers):
-            x = SAFLayer(**parts, name=f"layer_{i}")(x, mask, train)
+            x = layer(**parts, name=f"layer_{i}")(x, mask, train)
+            mask = Delay(layer_delay(self.config))(mask)
 
+        late = Delay(network_delay(self.config))
+        real, imaginary = jnp.moveaxis(late(jnp.stack([real, imaginary], -1)), -1, 0)
         estimate_real, estimate_imaginary = jnp.zeros_like(real), jnp.zeros_like(imaginary)
         bands = spectrum.shape[-1]
         if self.config.outputs != "bias":
@@ -68,5 +80,6 @@ class SAFNet(nn.Module):
         if self.config.outputs != "mask":
             bias = SpectrumDecoder(**parts, bands=bands, channels=2, name="bias_decoder")(x, mask, train)
             estimate_real, estimate_imaginary = estimate_real + bias[..., 0], estimate_imaginary + bias[..., 1]
+        mask = Delay(dense_delay(self.config))(mask)
         estimate = jax.lax.complex(estimate_real, estimate_imaginary)
         return estimate if mask is None else estimate * mask[..., 0]
