@@ -265,6 +265,7 @@ class LossConfig:
       multi_resolution: spectral convergence and log magnitudes at three window lengths.
       phase: anti-wrapped phase, group delay and instantaneous angular frequency, in radians (MP-SENet).
       si_sdr: negative scale-invariant signal-to-distortion ratio, in dB: give it a weight near 0.01.
+      perceptual: points that PESQ takes away, by a differentiable relative of it: give it a weight near 0.05.
     """
 
     complex: float = 0.5
@@ -274,6 +275,7 @@ class LossConfig:
     multi_resolution: float = 0.0
     phase: float = 0.0
     si_sdr: float = 0.0
+    perceptual: float = 0.0
 
     def check(self) -> None:
         for field in dataclasses.fields(self):
@@ -316,6 +318,7 @@ class TrainConfig:
       score_files: validation files that are enhanced and scored with PESQ, STOI, SI-SDR and SSNR at each validation,
         chosen evenly over speakers and signal-to-noise ratios; 0 scores none.
       score_delay_steps: the scores of a validation take effect so many steps after it; they are computed meanwhile.
+      tensorboard: the run's folder gets files for TensorBoard.
       precision: "float32" or "bfloat16" (compute only; parameters stay float32).
       remat: the activations inside each fusion layer are computed again on the way back instead of kept: less memory,
         about a third more time.
@@ -347,6 +350,7 @@ class TrainConfig:
     best_metric: Literal["auto", "valid_loss", "wb_pesq", "stoi_percent", "si_sdr_db", "ssnr_db"] = "auto"
     score_files: int = 24
     score_delay_steps: int = 50
+    tensorboard: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     average_decay: float = 0.0

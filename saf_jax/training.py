@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,12 @@ from saf_jax.config import Config
 from saf_jax.data import pipeline
 from saf_jax.errors import UserError
 from saf_jax.files import user_errors, write_text
+from saf_jax.loss_gap import LossGap
+from saf_jax.pretrained import initial_variables
 from saf_jax.progress import TrainingProgress
 from saf_jax.training_run import Run, open_run
-from saf_jax.training_step import build_train_step, init_state
+from saf_jax.training_step import TrainState, build_train_step, init_state
+from saf_jax.validation_scoring import ValidationScores
 
 _MAX_BAD_STEPS = 20
 
@@ -48,7 +49,7 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, *, quiet: boo
 
 def companions_of(run: Run) -> list[Companion]:
     """What accompanies the training by its config."""
-    return []
+    return [ValidationScores(run)] if run.config.train.score_files else []
 
 
 class _Loop:
@@ -56,28 +57,40 @@ class _Loop:
 
     def __init__(self, run: Run):
         self._run, self._train = run, run.config.train
-        self._train_step = parallel.map_over_devices(build_train_step(run.config, run.total_steps), donate_state=True)
-        self._state, self._step = jax.jit(lambda: init_state(run.config))(), 0
-        restored = run.checkpoints.restore_newest(self._state)
-        if restored is not None:
-            self._step, self._state, meta = restored
-            run.restore_meta(meta, self._step, self._state)
+        step = build_train_step(run.config, run.total_steps, run.steps_per_epoch)
+        self._train_step = parallel.map_over_devices(step, donate_state=True)
+        self._state, self._step = self._start()
         self._data_state = run.batches.get_state()
         self._results: list[dict[str, jax.Array]] = []
+        self._gap = LossGap(run.config.loss)
         self._saved_at, self._saved_time = self._step, time.monotonic()
+
+    def _start(self) -> tuple[TrainState, int]:
+        """The state of the newest sound checkpoint, else a new one."""
+        run = self._run
+        fresh = jax.eval_shape(lambda: init_state(run.config))
+        restored = run.checkpoints.restore_newest(fresh)
+        if restored is None:
+            variables = initial_variables(run.config)
+            return parallel.put_state(jax.jit(lambda: init_state(run.config, variables))()), 0
+        step, state, meta = restored
+        state = parallel.put_state(state)
+        run.restore_meta(meta, step, state)
+        return state, step
 
     def run(self) -> dict[str, Any]:
         run, total = self._run, self._run.total_steps
         audio_seconds = self._train.batch_size * run.config.data.crop_seconds
-        stop = threading.Event()
         with (
-            _on_sigterm(stop),
+            parallel.stop_on_sigterm() as stops,
             TrainingProgress(total, self._step, run.steps_per_epoch, audio_seconds, run.quiet) as self._progress,
         ):
+            run.observers.append(self._progress)
             run.log("start", step=self._step, devices=parallel.describe_devices(), jax=jax.__version__)
             batch = self._next_batch() if self._step < total else None
-            while self._step < total and not stop.is_set() and not self._stops_early():
-                self._state, result = self._train_step(self._state, batch)
+            while self._step < total and not self._stops_early():
+                with jax.transfer_guard("disallow"):
+                    self._state, result = self._train_step(self._state, batch)
                 self._step += 1
                 self._results.append(result)
                 for companion in run.companions:
@@ -86,6 +99,8 @@ class _Loop:
                 self._data_state = run.batches.get_state()
                 batch = self._next_batch() if self._step < total else None
                 self._after_step()
+                if stops(self._step):
+                    break
             return self._end()
 
     def _next_batch(self) -> dict[str, jax.Array]:
@@ -101,28 +116,34 @@ class _Loop:
         """What is to be done at this step besides training."""
         run, last = self._run, self._step == self._run.total_steps
         validate = self._step % run.validate_every == 0 or last
-        if len(self._results) >= self._train.log_every or validate:
+        reported = len(self._results) >= self._train.log_every or validate
+        if reported:
             # Only here does the host wait for the devices.
             self._report()
         for companion in run.companions:
             companion.take_results(run, self._step)
         if validate:
             self._validate()
-        if validate or time.monotonic() - self._saved_time > self._train.checkpoint_seconds:
+        if validate or (reported and self._time_to_save()):
             self._save(candidate=validate)
+
+    def _time_to_save(self) -> bool:
+        """Whether the last checkpoint is old; the main process's clock decides for all."""
+        return bool(parallel.from_main_process(time.monotonic() - self._saved_time > self._train.checkpoint_seconds))
 
     def _report(self) -> None:
         """Fetches the results of the last steps, logs their means, and counts unusable steps in a row."""
         results = jax.device_get(self._results)
         first = self._step - len(results) + 1
         self._results = []
-        bad_steps = [step for step, result in enumerate(results, first) if not result["finite"]]
-        good = [result for result in results if result["finite"]]
+        bad_steps = [step for step, result in enumerate(results, first) if not result["usable"]]
+        good = [result for result in results if result["usable"]]
         for result in results:
-            self._run.host.bad_steps = 0 if result["finite"] else self._run.host.bad_steps + 1
+            self._run.host.bad_steps = 0 if result["usable"] else self._run.host.bad_steps + 1
         if good:
-            means = {key: float(np.mean([result[key] for result in good])) for key in good[0] if key != "finite"}
-            rate = self._progress.advance(self._step, means)
+            means = {key: float(np.mean([result[key] for result in good])) for key in good[0] if key != "usable"}
+            self._gap.add(means, len(good))
+            rate = self._progress.advance(self._step)
             self._run.log("train", step=self._step, skipped=len(bad_steps), **means, **rate)
         if self._run.host.bad_steps >= _MAX_BAD_STEPS:
             self._give_up(bad_steps[-_MAX_BAD_STEPS:])
@@ -135,7 +156,7 @@ class _Loop:
         if parallel.is_main_process():
             write_text(path, "\n".join(dict.fromkeys(names)) + "\n")
         raise UserError(
-            f"{self._run.workdir}: {self._run.host.bad_steps} steps in a row gave no finite gradient: lower "
+            f"{self._run.workdir}: {self._run.host.bad_steps} steps in a row gave no usable gradient: lower "
             f"train.learning_rate or look at the files in {path}"
         )
 
@@ -143,8 +164,8 @@ class _Loop:
         run = self._run
         loss, parts = run.validation.measure(self._state)
         run.host.valid_loss = loss
-        run.log("valid", step=self._step, valid_loss=loss, **{f"valid_{name}": part for name, part in parts.items()})
-        self._progress.validated(loss)
+        entry = {f"valid_{name}": part for name, part in parts.items()} | self._gap.take(loss, parts)
+        run.log("valid", step=self._step, valid_loss=loss, **entry)
         if self._train.schedule == "plateau":
             factor = run.host.learning_rate_factor(loss, self._train.plateau_epochs)
             self._state = self._state.replace(learning_rate_scale=self._state.learning_rate_scale * factor)
@@ -152,6 +173,7 @@ class _Loop:
             companion.after_validation(self._step, self._state)
         if not any(companion.rates for companion in run.companions):
             run.rate(self._step, -loss)
+        self._progress.resume_clock()
 
     def _stops_early(self) -> bool:
         return bool(self._train.early_stop) and self._run.host.unimproved >= self._train.early_stop
@@ -182,18 +204,3 @@ class _Loop:
             "preempted": preempted,
             "stopped_early": stopped_early,
         }
-
-
-class _on_sigterm:
-    """While the block runs, SIGTERM sets an event instead of ending the process (preemption)."""
-
-    def __init__(self, event: threading.Event):
-        self._event, self._previous = event, None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._event.set())
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -4,23 +4,27 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from saf_jax import parallel
+from saf_jax import parallel, tensorboard
+from saf_jax.best_metric import check_best_metric
 from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, read_run_config
 from saf_jax.companions import Companion
 from saf_jax.config import Config, config_differences, config_to_dict
 from saf_jax.data import pipeline
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors, write_text
+from saf_jax.observers import Observer
+from saf_jax.run_log import LOG_FILE
 from saf_jax.validation import Validation
 
-LOG_FILE = "log.jsonl"
 # Settings that a resumed run may change: they say how long and with what means, not what is trained.
 _MAY_CHANGE = (
     "train.epochs", "train.steps", "train.checkpoint_seconds", "train.keep_best", "train.log_every",
+    "train.tensorboard",
     "data.workers", "data.cache_gb", "data.cache_folder",
 )  # fmt: skip
 
@@ -78,6 +82,7 @@ class Run:
       host: what the host remembers; part of each checkpoint.
       companions: what accompanies the training; by `training.companions_of`.
       quiet: no progress bar.
+      observers: what shows the log and validation files to people.
     """
 
     config: Config
@@ -90,6 +95,7 @@ class Run:
     quiet: bool
     host: HostState = dataclasses.field(default_factory=HostState)
     companions: list[Companion] = dataclasses.field(default_factory=list)
+    observers: list[Observer] = dataclasses.field(default_factory=list)
 
     @property
     def validate_every(self) -> int:
@@ -97,11 +103,13 @@ class Run:
         return self.config.train.validate_every or self.steps_per_epoch
 
     def log(self, event: str, **entry: Any) -> None:
-        """Adds a line to the log; only the main process writes."""
+        """Adds a line to the log and shows it; only the main process does."""
         if parallel.is_main_process():
-            line = json.dumps({"time": round(time.time(), 3), "event": event, **entry})
+            entry = {"time": round(time.time(), 3), "event": event, **entry}
             with user_errors(self.workdir / LOG_FILE), (self.workdir / LOG_FILE).open("a", encoding="utf-8") as log:
-                log.write(line + "\n")
+                log.write(json.dumps(entry) + "\n")
+            for observer in self.observers:
+                observer.show(entry)
 
     def rate(self, step: int, rating: float) -> None:
         """Says how good the checkpoint of a validation is, the higher the better; it may be known long after."""
@@ -132,6 +140,9 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
       UserError: data that cannot be used, devices that cannot share the batch, or a workdir of another config.
     """
     config.check()
+    note = check_best_metric(config)
+    if config.train.tensorboard:
+        tensorboard.check_packages()
     parallel.check_batch_size(config.train.batch_size, config.train.accumulate)
     batches = pipeline.training_batches(
         config, process_index=parallel.process_index(), process_count=parallel.process_count()
@@ -142,9 +153,15 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
     steps_per_epoch = max(1, math.ceil(pipeline.examples_per_epoch(config) / config.train.batch_size))
     total_steps = config.train.steps or config.train.epochs * steps_per_epoch
     _claim_workdir(config, workdir)
+    if note and parallel.is_main_process():
+        print(note, file=sys.stderr)
     checkpoints = Checkpoints(workdir, config.train.keep_best)
     resources.callback(checkpoints.close)
-    return Run(config, workdir, steps_per_epoch, total_steps, batches, validation, checkpoints, quiet)
+    run = Run(config, workdir, steps_per_epoch, total_steps, batches, validation, checkpoints, quiet)
+    if config.train.tensorboard and parallel.is_main_process():
+        run.observers.append(tensorboard.TensorBoard(workdir, config.stft.sample_rate_hz))
+        resources.callback(run.observers[-1].close)
+    return run
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:

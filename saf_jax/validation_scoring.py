@@ -8,22 +8,22 @@ late: so a run's course does not depend on how fast its processes were.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from saf_jax import audio, parallel
+from saf_jax.best_metric import rating
 from saf_jax.companions import Companion
-from saf_jax.config import Config
 from saf_jax.data import pipeline
 from saf_jax.data.pipeline import ValidationPair
 from saf_jax.enhancement import Enhancer
-from saf_jax.errors import UserError
 from saf_jax.files import write_text
-from saf_jax.metric_pool import METRICS, MetricPool, Pair, Pending, available_metrics
+from saf_jax.metric_pool import MetricPool, Pair, Pending, available_metrics
 from saf_jax.metrics import SAMPLE_RATE_HZ
+from saf_jax.observers import ListeningFile
 from saf_jax.run_log import LISTEN_FOLDER, LISTEN_INDEX
 from saf_jax.training_run import Run
 from saf_jax.training_step import TrainState
@@ -67,52 +67,6 @@ def _snr_and_name(pair: ValidationPair) -> tuple[float, str]:
     return speech / max(noise, 1e-20), pair.name
 
 
-def check_best_metric(config: Config) -> str | None:
-    """Whether checkpoints can be chosen by what `train.best_metric` names.
-
-    Returns:
-      A line to tell the user where "auto" has to make do with the validation loss, else None.
-
-    Raises:
-      UserError: the metric that the config names is not scored, or needs a package that is missing.
-    """
-    name, scored = config.train.best_metric, available_metrics()
-    if name in METRICS and not config.train.score_files:
-        raise UserError(f"train.best_metric={name}: needs scored validation files: set train.score_files to 16 or so")
-    if name in METRICS and name not in scored:
-        raise UserError(f"train.best_metric={name}: needs the package pesq: pip install 'saf-jax[eval]'")
-    if name == "auto" and config.train.score_files and "wb_pesq" not in scored:
-        return "PESQ is not installed (pip install 'saf-jax[eval]'): the best checkpoints are chosen by valid_loss"
-    return None
-
-
-def criterion(config: Config, valid_loss: float, scores: Mapping[str, float]) -> tuple[str, float]:
-    """What checkpoints, the plateau schedule and an early stop go by.
-
-    Args:
-      config: `train.best_metric` names it; "auto" is WB-PESQ where it is scored, else the validation loss.
-      valid_loss: of a validation.
-      scores: of the same validation, from `ValidationScores.collect`; empty where nothing is scored.
-
-    Returns:
-      Its name and its value, of which less is better: infinite where the network's output has no value.
-
-    Raises:
-      UserError: the metric has no value for the noisy recordings either.
-    """
-    name = config.train.best_metric
-    if name == "auto":
-        name = "wb_pesq" if "noisy_wb_pesq" in scores else "valid_loss"
-    if name == "valid_loss":
-        return name, valid_loss
-    if f"noisy_{name}" not in scores:
-        raise UserError(
-            f"train.best_metric={name}: no validation file has a value, as if none held speech: look at the files of "
-            "data.valid_clean, or set train.best_metric=valid_loss"
-        )
-    return name, -scores.get(name, -np.inf)
-
-
 def mean_scores(
     names: Sequence[str], enhanced: list[dict[str, float]], noisy: list[dict[str, float]]
 ) -> dict[str, float]:
@@ -124,18 +78,6 @@ def mean_scores(
             if values:
                 means[prefix + name] = round(float(np.mean(values)), 6)
     return means
-
-
-class ListeningFile(NamedTuple):
-    """A validation file to look at and listen to.
-
-    Attributes:
-      name: of the pair.
-      sides: "noisy", "enhanced" and "clean": float32 [N] at the config's rate.
-    """
-
-    name: str
-    sides: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -156,14 +98,13 @@ class ValidationScores(Companion):
 
     Args:
       run: `train.score_files` of its validation pairs are scored.
-      hear: called at each validation with its step and files to look at and listen to; in the main process.
     """
 
     name = "scores"
     rates = True
 
-    def __init__(self, run: Run, hear: Callable[[int, list[ListeningFile]], None] = lambda step, files: None):
-        self._run, self._hear = run, hear
+    def __init__(self, run: Run):
+        self._run = run
         self._folder = run.workdir / LISTEN_FOLDER
         self._rate_hz = run.config.stft.sample_rate_hz
         self._names = available_metrics()
@@ -193,8 +134,7 @@ class ValidationScores(Companion):
             validation = self._validations.pop(0)
             scores = self._scores(validation)
             run.log("scores", step=validation.step, **scores)
-            _, value = criterion(run.config, validation.valid_loss, scores)
-            run.rate(validation.step, -value)
+            run.rate(validation.step, rating(run.config, validation.valid_loss, scores))
 
     def finish(self, run: Run) -> None:
         self.take_results(run, max((validation.due for validation in self._validations), default=0))
@@ -239,7 +179,8 @@ class ValidationScores(Companion):
             for pair, signal in ((self._pairs[place], enhanced[place]) for place in self._listen)
         ]
         self._keep(validation.step, files)
-        self._hear(validation.step, files)
+        for observer in self._run.observers:
+            observer.hear(validation.step, files)
 
     def _scores(self, validation: _Validation) -> dict[str, float]:
         """Waits for the scores; called in all processes, which all get them."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import jax
 import networks
@@ -12,18 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import speech_like
 
-from saf_jax import audio, metrics, validation_scoring
-from saf_jax.config import Config, DataConfig, TrainConfig
+from saf_jax import audio, metrics
+from saf_jax.config import DataConfig, TrainConfig
 from saf_jax.data.pipeline import ValidationPair, validation_pairs
 from saf_jax.enhancement import enhance
-from saf_jax.errors import UserError
 from saf_jax.training_run import HostState
 from saf_jax.training_step import TrainState, init_state
-from saf_jax.validation_scoring import ValidationScores, check_best_metric, choose_pairs, criterion, mean_scores
-
-
-def config_with(**train) -> Config:
-    return Config(train=TrainConfig(**train))
+from saf_jax.validation_scoring import ValidationScores, choose_pairs, mean_scores
 
 
 def pair_of(name: str, snr_db: float) -> ValidationPair:
@@ -48,29 +42,6 @@ def test_subset_has_the_size_asked_for_and_no_file_twice(files, count):
     assert len(names) == len(set(names)) == min(count, len(pairs))
 
 
-def test_what_checkpoints_go_by():
-    scores = {"wb_pesq": 2.5, "noisy_wb_pesq": 2.0, "noisy_si_sdr_db": 8.0}
-    assert criterion(config_with(best_metric="auto"), 0.1, scores) == ("wb_pesq", -2.5)
-    assert criterion(config_with(best_metric="auto"), 0.1, {}) == ("valid_loss", 0.1)
-    assert criterion(config_with(best_metric="valid_loss"), 0.1, scores) == ("valid_loss", 0.1)
-    # The noisy input has a value and the network's output none: worse than any.
-    assert criterion(config_with(best_metric="si_sdr_db"), 0.1, scores) == ("si_sdr_db", math.inf)
-    with pytest.raises(UserError, match=r"train\.best_metric=stoi_percent: no validation file has a value"):
-        criterion(config_with(best_metric="stoi_percent"), 0.1, scores)
-
-
-def test_metric_that_cannot_be_had_is_told_before_the_run(monkeypatch):
-    assert check_best_metric(config_with(best_metric="wb_pesq")) is None
-    with pytest.raises(UserError, match=r"set train\.score_files"):
-        check_best_metric(config_with(best_metric="si_sdr_db", score_files=0))
-    monkeypatch.setattr(validation_scoring, "available_metrics", lambda: ("si_sdr_db",))
-    with pytest.raises(UserError, match=r"pip install 'saf-jax\[eval\]'"):
-        check_best_metric(config_with(best_metric="wb_pesq"))
-    assert "chosen by valid_loss" in check_best_metric(config_with(best_metric="auto"))
-    assert check_best_metric(config_with(best_metric="si_sdr_db")) is None
-    assert check_best_metric(config_with(best_metric="auto", score_files=0)) is None
-
-
 def test_means_leave_out_files_without_a_value():
     enhanced = [{"wb_pesq": 2.0}, {}, {"wb_pesq": 3.0}]
     assert mean_scores(("wb_pesq", "ssnr_db"), enhanced, [{"ssnr_db": 1.0}]) == {"wb_pesq": 2.5, "noisy_ssnr_db": 1.0}
@@ -81,10 +52,13 @@ class RunOnPaper:
 
     def __init__(self, config, workdir):
         self.config, self.workdir, self.host = config, workdir, HostState(valid_loss=0.5)
-        self.logged, self.rated = [], []
+        self.logged, self.rated, self.heard, self.observers = [], [], [], [self]
 
     def log(self, event, **entry):
         self.logged.append((event, entry))
+
+    def hear(self, step, files):
+        self.heard.append((step, files))
 
     def rate(self, step, rating):
         self.rated.append((step, rating))
@@ -121,9 +95,9 @@ def opened(scored_config, tmp_path):
     """Makes a run and its scores, whose processes are ended."""
     made = []
 
-    def open_scores(name, **arguments):
+    def open_scores(name):
         run = RunOnPaper(scored_config, tmp_path / name)
-        made.append(ValidationScores(run, **arguments))
+        made.append(ValidationScores(run))
         return run, made[-1]
 
     yield open_scores
@@ -132,8 +106,7 @@ def opened(scored_config, tmp_path):
 
 
 def test_scores_are_those_of_the_enhanced_files_and_take_effect_later(scored_config, states, opened):
-    heard = []
-    run, scores = opened("run", hear=lambda step, files: heard.append((step, files)))
+    run, scores = opened("run")
     scores.after_validation(7, states[0])
     for step in (7, 8, 9):
         scores.take_results(run, step)
@@ -152,7 +125,7 @@ def test_scores_are_those_of_the_enhanced_files_and_take_effect_later(scored_con
         values = [metrics.si_sdr_db(at_16_khz(pair.clean), at_16_khz(signal)) for pair, signal in zip(pairs, signals)]
         assert entry[prefix + "si_sdr_db"] == pytest.approx(np.mean(values), abs=1e-4)
     assert {"wb_pesq", "noisy_wb_pesq", "stoi_percent", "ssnr_db"} <= entry.keys()
-    [(step, files)] = heard
+    [(step, files)] = run.heard
     assert step == 7 and [file.name for file in files] == [pair.name for pair in pairs]
     index = json.loads((run.workdir / "listen" / "files.json").read_text())
     assert index == {"step": 7, "names": [pair.name for pair in pairs]}
