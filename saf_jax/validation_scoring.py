@@ -169,7 +169,7 @@ class ValidationScores(Companion):
         if self._pool is None:
             return
         # The copies are explicit: the training loop forbids others.
-        variables = jax.device_get(state.variables)
+        variables = jax.device_get(state.best_variables)
         with jax.transfer_guard("allow"):
             enhanced = Enhancer(self._run.config, variables).many([pair.noisy for pair in self._pairs], self._rate_hz)
         pairs = [Pair(clean, self._at_metrics_rate(signal)) for clean, signal in zip(self._clean, enhanced)]

@@ -120,7 +120,7 @@ def test_scores_are_those_of_the_enhanced_files_and_take_effect_later(scored_con
         return audio.resample(samples, 8000, 16000)
 
     pairs = choose_pairs(validation_pairs(scored_config), 2)
-    enhanced = [enhance(scored_config, states[0].variables, pair.noisy, 8000) for pair in pairs]
+    enhanced = [enhance(scored_config, states[0].best_variables, pair.noisy, 8000) for pair in pairs]
     for prefix, signals in (("", enhanced), ("noisy_", [pair.noisy for pair in pairs])):
         values = [metrics.si_sdr_db(at_16_khz(pair.clean), at_16_khz(signal)) for pair, signal in zip(pairs, signals)]
         assert entry[prefix + "si_sdr_db"] == pytest.approx(np.mean(values), abs=1e-4)
