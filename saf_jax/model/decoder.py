@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import ModelConfig
+from saf_jax.model.delay import Delay, dense_delay
 from saf_jax.model.encoder import unfold_bands
 from saf_jax.model.layers import DenseBlock, Norm, Pointwise, PReLU
 
@@ -31,6 +32,7 @@ class SpectrumDecoder(nn.Module):
         width, stride = self.config.width, self.config.frequency_stride
         norm = dict(config=self.config, axis_name=self.axis_name, dtype=self.dtype)
         x = DenseBlock(**norm, name="dense")(x, mask, train)
+        mask = Delay(dense_delay(self.config))(mask)
         # Small initial outputs: the mask starts near one half everywhere, the bias near zero.
         small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
         if self.config.fold_first:

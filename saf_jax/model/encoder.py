@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import ModelConfig
+from saf_jax.model.delay import Delay, dense_delay
 from saf_jax.model.layers import DenseBlock, Norm, Pointwise, PReLU
 
 
@@ -36,6 +37,7 @@ class SpectrumEncoder(nn.Module):
         x = Pointwise(self.config.width, dtype=self.dtype, name="expand")(x)
         x = PReLU(name="prelu_in")(Norm(**norm, name="norm_in")(x, mask, train))
         x = DenseBlock(**norm, name="dense")(x, mask, train)
+        mask = Delay(dense_delay(self.config))(mask)
         if not self.config.fold_first:
             x = fold_bands(x, self.config.frequency_stride)
         x = Pointwise(self.config.width, dtype=self.dtype, name="downsample")(x)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import ModelConfig
+from saf_jax.model.delay import Delay, attention_delay
 from saf_jax.model.layers import DepthwiseConv, Norm, Pointwise
 from saf_jax.model.local_attention import LocalBandAttention
 from saf_jax.model.tcn import TCN
@@ -31,9 +32,11 @@ class ConvolutionalAttention(nn.Module):
         y = Norm(self.config, self.axis_name, self.dtype, name="norm")(x, mask, train)
         attention = nn.gelu(Pointwise(width, dtype=self.dtype, name="attention")(y), approximate=True)
         attention = DepthwiseConv(side, side, 1, self.config.causal, self.dtype, name="large_kernel")(attention, mask)
-        value = Pointwise(width, dtype=self.dtype, name="value")(y)
+        delay = attention_delay(self.config)
+        value = Delay(delay)(Pointwise(width, dtype=self.dtype, name="value")(y))
         small = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
-        return x + Pointwise(width, kernel_init=small, dtype=self.dtype, name="out")(attention * value)
+        out = Pointwise(width, kernel_init=small, dtype=self.dtype, name="out")(attention * value)
+        return Delay(delay)(x) + out
 
 
 class SAFLayer(nn.Module):
@@ -49,6 +52,7 @@ class SAFLayer(nn.Module):
         parts = dict(config=self.config, axis_name=self.axis_name, dtype=self.dtype)
         if self.config.attention_kernel:
             x = ConvolutionalAttention(**parts, name="attention")(x, mask, train)
+            mask = Delay(attention_delay(self.config))(mask)
         if self.config.local_window:
             x = LocalBandAttention(**parts, name="local")(x, mask, train)
         return TCN(**parts, name="tcn")(x, mask, train)

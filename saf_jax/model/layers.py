@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import ModelConfig
+from saf_jax.model.delay import Delay, exchange_past, works_in_pieces
 from saf_jax.model.depthwise import depthwise_conv2d
 
 
@@ -48,8 +49,8 @@ class Pointwise(nn.Module):
 class DepthwiseConv(nn.Module):
     """Depth-wise convolution over time and frequency with zeros beyond the edges; see `depthwise_conv2d`.
 
-    The only layer that mixes time. For signals that come piece by piece a causal one carries its last input frames from
-    call to call: apply with `mutable=["past"]`, and give the collection that comes back to the next call.
+    The only layer that mixes time. Of a signal that comes piece by piece it keeps the last frames and all its taps look
+    back, so that the output of one that is not causal is late by half the frames that it spans.
 
     Attributes:
       time_taps, frequency_taps: odd sizes of the kernel.
@@ -74,20 +75,15 @@ class DepthwiseConv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         x = apply_mask(x.astype(self.dtype), mask)
-        past = self._past(x) if self.is_mutable_collection("past") and not self.is_initializing() else None
+        past = exchange_past(self, x, (self.time_taps - 1) * self.time_dilation) if works_in_pieces(self) else None
         y = depthwise_conv2d(
-            x, kernel.astype(self.dtype), time_dilation=self.time_dilation, causal=self.causal, past=past
+            x,
+            kernel.astype(self.dtype),
+            time_dilation=self.time_dilation,
+            causal=self.causal or past is not None,
+            past=past,
         )
         return y + bias.astype(self.dtype)
-
-    def _past(self, x: jax.Array) -> jax.Array:
-        """The frames before x, zeros at the start of a signal; x's last ones take their place for the next call."""
-        batch, frames, *rest = x.shape
-        span = (self.time_taps - 1) * self.time_dilation
-        stored = self.variable("past", "frames", jnp.zeros, (batch, span, *rest), self.dtype)
-        past = stored.value
-        stored.value = jnp.concatenate([past, x], axis=1)[:, frames:]
-        return past
 
 
 class PReLU(nn.Module):
@@ -176,7 +172,10 @@ class DenseBlock(nn.Module):
             y = Pointwise(self.config.width, use_bias=False, dtype=self.dtype, name=f"pointwise_{i}")(*features)
             y = Norm(self.config, self.axis_name, self.dtype, name=f"norm_{i}")(y, mask, train)
             y = PReLU(name=f"prelu_{i}")(y)
-            features.append(
-                DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask)
-            )
+            y = DepthwiseConv(3, 3, dilation, self.config.causal, self.dtype, name=f"depthwise_{i}")(y, mask)
+            if i + 1 < len(self.config.dense_dilations):
+                late = 0 if self.config.causal else dilation
+                mask = Delay(late)(mask)
+                features = [Delay(late)(feature) for feature in features]
+            features.append(y)
         return features[-1]

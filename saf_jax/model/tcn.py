@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import ModelConfig
+from saf_jax.model.delay import Delay
 from saf_jax.model.layers import DepthwiseConv, Norm, Pointwise, PReLU
 
 
@@ -29,5 +30,7 @@ class TCN(nn.Module):
             taps = self.config.tcn_kernel
             y = DepthwiseConv(taps, 1, dilation, self.config.causal, self.dtype, name=f"time_{i}")(y, mask)
             y = PReLU(name=f"prelu_{i}")(y)
+            late = 0 if self.config.causal else dilation * (taps - 1) // 2
+            x, mask = Delay(late)(x), Delay(late)(mask)
             x = x + Pointwise(self.config.width, kernel_init=small, dtype=self.dtype, name=f"out_{i}")(y)
         return x
