@@ -23,6 +23,7 @@ _HOMES = {
     "load_config": "config",
     "load_weights": "pretrained",
     "stft": "transforms",
+    "stream": "streaming",
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "load_config",
     "load_weights",
     "stft",
+    "stream",
 ]
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from saf_jax.info import count_parameters
     from saf_jax.model.net import SAFNet
     from saf_jax.pretrained import load_weights
+    from saf_jax.streaming import stream
     from saf_jax.transforms import istft, stft
 
 

@@ -1,28 +1,28 @@
-"""Enhancing signals in memory: any length, a handful of compiled programs.
-
-Memory is bounded by the longest block, except for causal networks: their running level has no finite context, so a
-signal longer than that block is worked off in one piece.
-"""
+"""Enhancing signals: any length, a handful of compiled programs, memory bounded by the longest block."""
 
 import functools
+import itertools
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saf_jax import parallel, streaming
 from saf_jax.audio import resample
+from saf_jax.blocks import equal_blocks
 from saf_jax.config import Config
 from saf_jax.level import gated_level
-from saf_jax.model.cost import context_frames
 from saf_jax.model.net import SAFNet
-from saf_jax.signal_path import analyse, synthesise
+from saf_jax.signal_path import analyse, is_sounding, synthesise
 
-# Signals are padded to one of these lengths, so that recordings of any length need no more compiled programs than
-# there are lengths; what is longer than the last is worked off in overlapping blocks of it.
+# Where a batch pays (not on a CPU), signals are padded to one of these lengths, so that recordings of any length need
+# no more compiled programs than there are lengths.
 BUCKET_SECONDS = (1.5, 2.5, 4.0, 6.0, 10.0, 20.0)
+# What is longer, and everything on a CPU, is worked off in pieces: on a CPU so short that they stay in its caches.
+PIECE_FRAMES_ON_CPU = 64
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -36,47 +36,30 @@ def enhance_padded(
       variables: of `SAFNet(config.model)`.
       samples: float32 [B, N], zero beyond each signal's length.
       lengths: int32 [B], number of samples of each signal.
-      level: float32 [B], to divide by instead of each signal's own level; not for causal configs.
+      level: float32 [B], to divide by instead of each signal's own level; causal configs go by their running level.
 
     Returns:
-      float32 [B, N]; zero beyond each length. Each signal's result does not depend on N or on the other signals.
+      float32 [B, N]; zero beyond each length, and where the signal is digital silence for a window. Each signal's
+      result does not depend on N or on the other signals.
     """
-    given = None if level is None else level[:, None, None]
+    given = None if level is None or config.model.causal else level[:, None, None]
     spectrum, used = analyse(samples, config, given)
     frames = -(-(lengths + config.stft.window_samples // 2) // config.stft.hop_samples)
     estimate = SAFNet(config.model).apply(variables, spectrum, frames)
+    # Digital silence stays silent, whatever the network adds.
+    estimate = estimate * is_sounding(spectrum)[..., None]
     enhanced = synthesise(estimate, used, config, samples.shape[-1])
     return jnp.where(jnp.arange(samples.shape[-1]) < lengths[:, None], enhanced, 0.0)
 
 
-class Block(NamedTuple):
-    """A piece of a signal, with the context that makes its inner part equal to that of the whole.
+@functools.cache
+def _enhance_rows(config: Config):
+    """`enhance_padded` for batches that all local devices share."""
 
-    Attributes:
-      start, stop: the samples that the network sees.
-      keep_start, keep_stop: the samples of the whole signal that this block gives.
-    """
+    def enhance(variables: Any, rows: tuple) -> jax.Array:
+        return enhance_padded(config, variables, *rows)
 
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
-
-
-def plan_blocks(length: int, block: int, context: int) -> list[Block]:
-    """Covers `length` samples with blocks of at most `block` samples that overlap by twice `context`."""
-    if length <= block:
-        return [Block(0, length, 0, length)]
-    step = block - 2 * context
-    blocks = []
-    for start in range(0, length, step):
-        stop = min(start + block, length)
-        keep_start = start + context if start else 0
-        keep_stop = stop - context if stop < length else length
-        blocks.append(Block(start, stop, keep_start, keep_stop))
-        if stop == length:
-            return blocks
-    raise AssertionError("the blocks must reach the end")
+    return parallel.spread_rows(enhance)
 
 
 class Enhancer:
@@ -93,14 +76,14 @@ class Enhancer:
         self.config = config
         self.variables = jax.device_put(variables)
         self._lock = threading.Lock()
+        self._compiled: set[Any] = set()
         rate, hop = config.stft.sample_rate_hz, config.stft.hop_samples
-        # Blocks start on the hop grid, so that their frames are those of the whole signal. The context also covers the
-        # frames at a block's edges, whose windows reach beyond it.
-        windows = config.stft.window_samples // hop
-        self._context = (max(context_frames(config.model)) + windows + 1) * hop
-        seconds = [-(-round(s * rate) // hop) * hop for s in BUCKET_SECONDS]
-        # A network with a very long context needs a longest block in which enough is left between the contexts.
-        self._buckets = [*seconds[:-1], max(seconds[-1], 4 * self._context)]
+        self._buckets = [-(-round(seconds * rate) // hop) * hop for seconds in BUCKET_SECONDS]
+        self._piece = PIECE_FRAMES_ON_CPU * hop if parallel.runs_on_cpu() else self._buckets[-1]
+
+    @functools.cached_property
+    def _variables_everywhere(self) -> Any:
+        return parallel.replicate(self.variables)
 
     def __call__(self, samples: np.ndarray, sample_rate_hz: int, level: float | None = None) -> np.ndarray:
         """Enhances one signal.
@@ -108,30 +91,75 @@ class Enhancer:
         Args:
           samples: float [N], full scale 1, N >= 1, finite.
           sample_rate_hz: of `samples`.
-          level: RMS to take for the signal's own, so that channels or parts of one recording share it.
+          level: RMS to take for the signal's own, so that channels or parts of one recording share it; causal networks
+            go by their running level.
 
         Returns:
           float32 [N], the same rate.
         """
-        samples = np.asarray(samples, np.float32)
-        if samples.ndim != 1 or len(samples) == 0:
-            raise ValueError(f"samples must be [N] with N >= 1, not of shape {samples.shape}")
-        if not samples.any():
-            # A level that another channel set would let the Bias Decoder's output through.
-            return np.zeros_like(samples)
-        rate = self.config.stft.sample_rate_hz
-        if sample_rate_hz == rate:
-            return self._enhance(samples, level)
-        inner = resample(samples, sample_rate_hz, rate)
-        if len(inner) == 0:
-            return np.zeros_like(samples)
-        outer = resample(self._enhance(inner, level), rate, sample_rate_hz)
-        # Resampling there and back rounds the length twice.
-        return np.pad(outer, (0, max(0, len(samples) - len(outer))))[: len(samples)]
+        return self.many([samples], sample_rate_hz, None if level is None else [level])[0]
 
-    def many(self, signals: Sequence[np.ndarray], sample_rate_hz: int) -> list[np.ndarray]:
-        """Enhances several signals of one rate: a list of float [N] -> a list of float32 [N]."""
-        return [self(signal, sample_rate_hz) for signal in signals]
+    def many(
+        self, signals: Sequence[np.ndarray], sample_rate_hz: int, levels: Sequence[float] | None = None
+    ) -> list[np.ndarray]:
+        """Enhances several signals of one rate: in batches, on all local devices.
+
+        Args:
+          signals: float [N] each, full scale 1, N >= 1, finite.
+          sample_rate_hz: of all of them.
+          levels: for each signal the RMS to take for its own, see `__call__`.
+
+        Returns:
+          For each signal float32 [N], the same rate. The numbers are those of `__call__` to rounding.
+        """
+        rate = self.config.stft.sample_rate_hz
+        signals = [np.asarray(samples, np.float32) for samples in signals]
+        for samples in signals:
+            if samples.ndim != 1 or len(samples) == 0:
+                raise ValueError(f"samples must be [N] with N >= 1, not of shape {samples.shape}")
+        done: list[Any] = [None] * len(signals)
+        # Only the batch in work is held at the network's rate.
+        for batch in self._batches([-(-len(samples) * rate // sample_rate_hz) for samples in signals]):
+            inner = [resample(signals[i], sample_rate_hz, rate) for i in batch]
+            given = [None if levels is None else levels[i] for i in batch]
+            for i, enhanced in zip(batch, self._enhance(inner, given)):
+                outer = resample(enhanced, rate, sample_rate_hz)
+                # Resampling there and back rounds the length twice.
+                length = len(signals[i])
+                done[i] = np.pad(outer, (0, max(0, length - len(outer))))[:length]
+        return done
+
+    def blocks(self, pieces: Iterable[np.ndarray], level: float | None = None) -> Iterator[np.ndarray]:
+        """Enhances a recording of any length piece by piece; holds a block of it.
+
+        Args:
+          pieces: float [C, n], n >= 0, at the network's rate: the recording, one piece after another.
+          level: RMS that the channels share; causal networks go by a running level of all channels together.
+
+        Yields:
+          float32 [C, m], as soon as they are final; joined, they are as long as the pieces joined and equal what one
+          pass over the whole gives.
+        """
+        if level is None and not self.config.model.causal:
+            raise ValueError("a network that is not causal needs the level of the whole recording")
+        states: list[streaming.StreamState] = []
+        given, position = 0, -streaming.delay_samples(self.config)
+        for block in equal_blocks(pieces, self._piece):
+            channels, length = block.shape
+            if not states:
+                given_level = None if self.config.model.causal else np.array([level])
+                states = [streaming.start(self.config, self.variables, 1, given_level)] * channels
+            if length < self._piece:
+                # The last block tells where the signal ends.
+                states = [state._replace(left=np.array([length], np.int32)) for state in states]
+                block = np.pad(block, ((0, 0), (0, self._piece - length)))
+            given += length
+            yield self._advance(states, block)[:, max(0, -position) : max(0, given - position)]
+            position += self._piece
+        while states and position < given:
+            silence = np.zeros((channels, self._piece), np.float32)
+            yield self._advance(states, silence)[:, max(0, -position) : given - position]
+            position += self._piece
 
     def level(self, samples: np.ndarray, sample_rate_hz: int) -> float:
         """The level that a signal float [N] is divided by: RMS over its frames within 40 dB of the loudest."""
@@ -139,57 +167,108 @@ class Enhancer:
         padded = np.pad(np.asarray(samples, np.float64), (0, -len(samples) % hop))
         return float(gated_level(np.mean(padded.reshape(-1, hop) ** 2, axis=-1)))
 
-    def _enhance(self, samples: np.ndarray, level: float | None) -> np.ndarray:
-        if self.config.model.causal and len(samples) > self._buckets[-1]:
-            return self._enhance_causal(samples)
-        if level is None and not self.config.model.causal:
-            level = self.level(samples, self.config.stft.sample_rate_hz)
-        enhanced = np.empty_like(samples)
-        for block in plan_blocks(len(samples), self._buckets[-1], self._context):
-            out = self._run(samples[block.start : block.stop], level)
-            enhanced[block.keep_start : block.keep_stop] = out[
-                block.keep_start - block.start : block.keep_stop - block.start
-            ]
-        return enhanced
+    def _advance(self, states: list[streaming.StreamState], block: np.ndarray) -> np.ndarray:
+        """Takes the channels' states a block [C, N] further; returns the enhanced channels.
 
-    def _run(self, samples: np.ndarray, level: float | None) -> np.ndarray:
-        """One piece that fits the longest bucket."""
-        length = len(samples)
-        bucket = next(bucket for bucket in self._buckets if bucket >= length)
-        padded = np.zeros((1, bucket), np.float32)
-        padded[0, :length] = samples
-        levels = None if level is None or self.config.model.causal else np.array([level], np.float32)
-        # jit is thread-safe; the lock keeps threads from compiling the same program at the same time.
+        Channel by channel: neither memory nor compiled programs grow with their number, and equal ones stay equal.
+        """
+        levels = streaming.common_levels(self.config, states, block) if self.config.model.causal else None
+        out = np.empty_like(block)
+        for i, state in enumerate(states):
+            call = functools.partial(streaming.advance, self.config, self.variables, state, block[i : i + 1], levels)
+            states[i], out[i : i + 1] = self._once_compiled("piece", call)
+        return out
+
+    def _once_compiled(self, program: Any, call: Callable) -> Any:
+        """Keeps threads from compiling the same program at the same time."""
+        if program in self._compiled:
+            return call()
         with self._lock:
-            out = enhance_padded(self.config, self.variables, padded, np.array([length], np.int32), levels)
-        return np.asarray(out)[0, :length]
+            result = call()
+        self._compiled.add(program)
+        return result
 
-    def _enhance_causal(self, samples: np.ndarray) -> np.ndarray:
-        """A causal config's running level has no finite context: the whole signal in one piece of a coarse length."""
-        bucket = self._buckets[-1]
-        padded = np.zeros((1, -(-len(samples) // bucket) * bucket), np.float32)
-        padded[0, : len(samples)] = samples
-        out = enhance_padded(self.config, self.variables, padded, np.array([len(samples)], np.int32))
-        return np.asarray(out)[0, : len(samples)]
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Indices of signals that are worked on together: those that are padded to one length."""
+        if parallel.runs_on_cpu() and parallel.local_device_count() == 1:
+            yield from ([i] for i in range(len(lengths)))
+            return
+        order = sorted(range(len(lengths)), key=lambda i: (self._bucket(lengths[i]), i))
+        for bucket, group in itertools.groupby(order, lambda i: self._bucket(lengths[i])):
+            batch = []
+            for i in group:
+                if lengths[i] > bucket:
+                    yield [i]
+                    continue
+                batch.append(i)
+                if len(batch) == self._rows(bucket):
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+
+    def _bucket(self, length: int) -> int:
+        """The shortest padded length that holds `length`, or the longest of all."""
+        return next((bucket for bucket in self._buckets if bucket >= length), self._buckets[-1])
+
+    def _rows(self, bucket: int) -> int:
+        """Signals of a bucket that make a batch: for each device as many as fit the longest bucket, a power of two."""
+        each = 1 if parallel.runs_on_cpu() else 2 ** ((self._buckets[-1] // bucket).bit_length() - 1)
+        return each * parallel.local_device_count()
+
+    def _enhance(self, signals: list[np.ndarray], levels: list[float | None]) -> list[np.ndarray]:
+        """A batch at the network's rate."""
+        if not any(samples.any() for samples in signals):
+            return [np.zeros_like(samples) for samples in signals]
+        if self.config.model.causal:
+            levels = [0.0] * len(signals)
+        else:
+            rate = self.config.stft.sample_rate_hz
+            levels = [self.level(s, rate) if given is None else given for s, given in zip(signals, levels)]
+        if len(signals) == 1 and (parallel.runs_on_cpu() or len(signals[0]) > self._buckets[-1]):
+            return [np.concatenate(list(self.blocks([signals[0][None]], levels[0])), axis=1)[0]]
+        return self._enhance_padded(signals, levels)
+
+    def _enhance_padded(self, signals: list[np.ndarray], levels: list[float]) -> list[np.ndarray]:
+        """Signals of one bucket, in one call of one program."""
+        lengths = np.array([len(samples) for samples in signals], np.int32)
+        bucket = self._bucket(lengths.max())
+        # A single signal leaves the other devices nothing to do.
+        rows = 1 if len(signals) == 1 else self._rows(bucket)
+        empty = rows - len(signals)
+        padded = np.stack([np.pad(s, (0, bucket - len(s))) for s in signals] + [np.zeros(bucket, np.float32)] * empty)
+        batch = padded, np.pad(lengths, (0, empty)), np.pad(np.array(levels, np.float32), (0, empty))
+        if rows == 1:
+            call = functools.partial(enhance_padded, self.config, self.variables, *batch)
+        else:
+            call = functools.partial(_enhance_rows(self.config), self._variables_everywhere, batch)
+        out = np.asarray(self._once_compiled(("padded", bucket, rows), call))
+        return [row[:length] for row, length in zip(out, lengths)]
 
 
-def enhance(config: Config, variables: Any, samples: np.ndarray, sample_rate_hz: int = 16000) -> np.ndarray:
+def enhance(config: Config, variables: Any, samples: jax.Array, sample_rate_hz: int = 16000) -> jax.Array:
     """Enhances a signal, or several of one length.
+
+    Called with arrays, it takes signals of any length with the few programs of an `Enhancer`. Inside jit, vmap or grad
+    it is traced as one pass over the whole.
 
     Args:
       config: settings of the network.
       variables: its parameters.
       samples: float [N] or [B, N], full scale 1; each row of [B, N] is a signal of its own.
-      sample_rate_hz: of `samples`.
+      sample_rate_hz: of `samples`; under a transformation it must be the config's.
 
     Returns:
       float32 of the same shape and rate.
     """
-    # Compiled programs belong to `enhance_padded`, not to an Enhancer: making one only copies the parameters.
-    enhancer = Enhancer(config, variables)
+    if jnp.ndim(samples) not in (1, 2):
+        raise ValueError(f"samples must be [N] or [B, N], not of shape {jnp.shape(samples)}")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, samples))):
+        if sample_rate_hz != config.stft.sample_rate_hz:
+            raise ValueError(f"under jit or vmap, resample to {config.stft.sample_rate_hz} Hz first")
+        rows = jnp.atleast_2d(jnp.asarray(samples, jnp.float32))
+        return enhance_padded(config, variables, rows, jnp.full(len(rows), rows.shape[1])).reshape(samples.shape)
+    # Compiled programs belong to the functions, not to an Enhancer: making one only copies the parameters.
     samples = np.asarray(samples)
-    if samples.ndim == 1:
-        return enhancer(samples, sample_rate_hz)
-    if samples.ndim != 2:
-        raise ValueError(f"samples must be [N] or [B, N], not of shape {samples.shape}")
-    return np.stack(enhancer.many(list(samples), sample_rate_hz))
+    enhanced = Enhancer(config, variables).many(list(np.atleast_2d(samples)), sample_rate_hz)
+    return np.stack(enhanced).reshape(samples.shape)

@@ -30,7 +30,7 @@ def gated_level(energies: jax.Array) -> jax.Array:
 
 
 def running_level(
-    spectrum: jax.Array, config: STFTConfig, state: jax.Array | None = None
+    spectrum: jax.Array, config: STFTConfig, state: jax.Array | None = None, begun: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Causal level: a leaky average of frame powers with a time constant of `RUNNING_SECONDS`.
 
@@ -40,6 +40,7 @@ def running_level(
       spectrum: complex64 [..., T, F], linear domain; all leading axes are independent signals.
       config: STFT settings.
       state: float32 [..., 2], the leaky sums of power and of weight before the first frame; None starts a signal.
+      begun: bool [..., T], false for frames before the signal's first, whose level is 0; None: all are the signal's.
 
     Returns:
       Level of each frame, float32 [..., T], and the state after the last frame.
@@ -50,12 +51,14 @@ def running_level(
     power = (jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2) @ weights / (config.window_samples**2 * 3 / 8)
     if state is None:
         state = jnp.zeros((*power.shape[:-1], 2), power.dtype)
+    weight = jnp.ones_like(power) if begun is None else begun.astype(power.dtype)
 
-    def step(state: jax.Array, frame_power: jax.Array) -> tuple[jax.Array, jax.Array]:
-        new = keep * state + (1 - keep) * jnp.stack([frame_power, jnp.ones_like(frame_power)], axis=-1)
-        return new, jnp.sqrt(new[..., 0] / new[..., 1])
+    def step(state: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = keep * state + (1 - keep) * frame
+        return new, jnp.sqrt(new[..., 0] / jnp.where(new[..., 1] > 0, new[..., 1], 1.0))
 
-    state, levels = jax.lax.scan(step, state, jnp.moveaxis(power, -1, 0))
+    frames = jnp.stack([weight * power, weight], axis=-1)
+    state, levels = jax.lax.scan(step, state, jnp.moveaxis(frames, -2, 0))
     return jnp.moveaxis(levels, 0, -1), state
 
 

@@ -38,9 +38,24 @@ def analyse(samples: jax.Array, config: Config, level: jax.Array | None = None) 
             level = running_level(spectrum, config.stft)[0][..., None]
         else:
             level = sample_level(samples, config.stft)[:, None, None]
-    return Analysis(compress(spectrum / safe_level(level), config.stft), level)
+    return Analysis(normalise(spectrum, level, config), level)
+
+
+def normalise(spectrum: jax.Array, level: jax.Array, config: Config) -> jax.Array:
+    """Linear spectrum complex64 [B, T, F] -> compressed spectrum of a signal of unit level."""
+    return compress(spectrum / safe_level(level), config.stft)
+
+
+def restore(estimate: jax.Array, level: jax.Array, config: Config) -> jax.Array:
+    """Inverse of `normalise`; silence stays silent whatever the estimate is."""
+    return decompress(estimate, config.stft) * jnp.where(level > SILENCE, level, 0.0)
 
 
 def synthesise(estimate: jax.Array, level: jax.Array, config: Config, length: int) -> jax.Array:
     """Compressed estimate complex64 [B, T, F] -> samples float32 [B, length] at the original level; silence stays."""
-    return istft(decompress(estimate, config.stft) * jnp.where(level > SILENCE, level, 0.0), config.stft, length)
+    return istft(restore(estimate, level, config), config.stft, length)
+
+
+def is_sounding(spectrum: jax.Array) -> jax.Array:
+    """Which frames of a spectrum complex64 [B, T, F] are not digital silence: bool [B, T]."""
+    return jnp.any(spectrum != 0, axis=-1)

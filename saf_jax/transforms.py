@@ -29,14 +29,59 @@ def stft(samples: jax.Array, config: STFTConfig) -> jax.Array:
     """
     window, hop = config.window_samples, config.hop_samples
     frames = config.frames(samples.shape[-1])
-    ratio = window // hop
-    padding = (frames + ratio - 1) * hop - window // 2 - samples.shape[-1]
+    padding = (frames + window // hop - 1) * hop - window // 2 - samples.shape[-1]
     lead = [(0, 0)] * (samples.ndim - 1)
-    padded = jnp.pad(samples, [*lead, (window // 2, padding)])
+    return frame_spectra(jnp.pad(samples, [*lead, (window // 2, padding)]), config)
+
+
+def frame_spectra(samples: jax.Array, config: STFTConfig) -> jax.Array:
+    """The spectra of all windows that lie in whole hops of samples.
+
+    Args:
+      samples: float32 [..., N], N a multiple of `hop_samples`, at least a window.
+      config: window and hop.
+
+    Returns:
+      complex64 [..., T, F]; frame t is that of the window that begins at sample `t * hop_samples`.
+    """
+    hop, ratio = config.hop_samples, config.window_samples // config.hop_samples
     # Framing by reshape: with hop a divisor of the window, frame t is `ratio` neighbouring rows of a [rows, hop] view.
-    rows = padded.reshape(*samples.shape[:-1], frames + ratio - 1, hop)
+    rows = samples.reshape(*samples.shape[:-1], -1, hop)
+    frames = rows.shape[-2] - ratio + 1
     framed = jnp.concatenate([rows[..., i : i + frames, :] for i in range(ratio)], axis=-1)
-    return jnp.fft.rfft(framed * hann(window))
+    return jnp.fft.rfft(framed * hann(config.window_samples))
+
+
+def overlap_add(spectrum: jax.Array, config: STFTConfig) -> jax.Array:
+    """Windowed inverse transforms, added where they overlap: complex64 [..., T, F] -> float32 [..., rows, hop_samples].
+
+    Frame t lies in the rows t ... t + ratio - 1 of T + ratio - 1, with ratio = window / hop. To be divided by
+    `window_sums`.
+    """
+    window, hop = config.window_samples, config.hop_samples
+    frames, ratio = spectrum.shape[-2], window // hop
+    framed = jnp.fft.irfft(spectrum, n=window) * hann(window)
+    rows = framed.reshape(*spectrum.shape[:-2], frames, ratio, hop)
+    lead = [(0, 0)] * (spectrum.ndim - 2)
+    return sum(jnp.pad(rows[..., i, :], [*lead, (i, ratio - 1 - i), (0, 0)]) for i in range(ratio))
+
+
+def window_sums(rows: jax.Array, frames: int | None, config: STFTConfig) -> jax.Array:
+    """The sum of squared windows over the frames that exist: constant inside a signal, smaller at its two ends.
+
+    Args:
+      rows: int32 [...], which rows of `overlap_add`, counted from the signal's first.
+      frames: number T of the signal's frames; None: more than the rows reach.
+      config: window and hop.
+
+    Returns:
+      float32 [..., hop_samples], at least 1e-8.
+    """
+    ratio = config.window_samples // config.hop_samples
+    index = rows[..., None] - jnp.arange(ratio)
+    exists = index >= 0 if frames is None else (index >= 0) & (index < frames)
+    squared = jnp.asarray(hann(config.window_samples) ** 2).reshape(ratio, config.hop_samples)
+    return jnp.maximum(exists.astype(jnp.float32) @ squared, 1e-8)
 
 
 def istft(spectrum: jax.Array, config: STFTConfig, length: int) -> jax.Array:
@@ -50,15 +95,7 @@ def istft(spectrum: jax.Array, config: STFTConfig, length: int) -> jax.Array:
     Returns:
       float32 [..., N]. `istft(stft(x), config, N)` equals x to rounding, for every N from 1 on.
     """
-    window, hop = config.window_samples, config.hop_samples
-    frames, ratio = spectrum.shape[-2], window // hop
-    framed = jnp.fft.irfft(spectrum, n=window) * hann(window)
-    rows = framed.reshape(*spectrum.shape[:-2], frames, ratio, hop)
-    lead = [(0, 0)] * (spectrum.ndim - 2)
-    summed = sum(jnp.pad(rows[..., i, :], [*lead, (i, ratio - 1 - i), (0, 0)]) for i in range(ratio))
-    # The sum of squared windows over the frames that exist: constant inside, smaller at the two ends.
-    squared = jnp.asarray(hann(window) ** 2).reshape(ratio, hop)
-    index = jnp.arange(frames + ratio - 1)[:, None] - jnp.arange(ratio)[None, :]
-    norm = ((index >= 0) & (index < frames)).astype(jnp.float32) @ squared
-    signal = (summed / jnp.maximum(norm, 1e-8)).reshape(*spectrum.shape[:-2], -1)
-    return signal[..., window // 2 : window // 2 + length]
+    frames, start = spectrum.shape[-2], config.window_samples // 2
+    rows = overlap_add(spectrum, config)
+    signal = rows / window_sums(jnp.arange(rows.shape[-2]), frames, config)
+    return signal.reshape(*spectrum.shape[:-2], -1)[..., start : start + length]
