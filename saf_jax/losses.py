@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import Config, LossConfig, STFTConfig
+from saf_jax.perceptual import SILENCE, disturbance
 from saf_jax.transforms import stft
 
 # Windows of the multi-resolution term; the hop is a quarter of each.
@@ -181,6 +182,20 @@ def negative_si_sdr(estimate: jax.Array, target: jax.Array, samples: jax.Array) 
     return Term(jnp.sum(10 * jnp.log10(ratio) * heard), jnp.sum(heard).astype(estimate.dtype))
 
 
+def perceptual_error(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
+    """What PESQ would take away from 4.5 points, by `saf_jax.perceptual`; signals without speech do not count.
+
+    Args:
+      estimate, target: float32 [B, N], unit level, 0 beyond `samples`.
+      samples: int32 [B], valid samples of each signal.
+      sample_rate_hz: of the samples.
+    """
+    heard = jnp.sum(target**2, axis=1) > SILENCE * samples
+    symmetric, asymmetric = disturbance(estimate, target, samples, sample_rate_hz)
+    lost = 0.1 * symmetric + 0.0309 * asymmetric
+    return Term(jnp.sum(jnp.where(heard, lost, 0.0)), jnp.sum(heard).astype(estimate.dtype))
+
+
 _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
     "complex": lambda s, _: complex_error(s.estimate, s.target, s.frames),
     "magnitude": lambda s, _: magnitude_error(s.estimate, s.target, s.frames),
@@ -191,6 +206,9 @@ _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
     ),
     "phase": lambda s, _: phase_error(s.estimate, s.target, s.frames),
     "si_sdr": lambda s, _: negative_si_sdr(s.estimated_samples, s.target_samples, s.samples),
+    "perceptual": lambda s, config: perceptual_error(
+        s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
+    ),
 }
 
 
