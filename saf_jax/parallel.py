@@ -1,6 +1,7 @@
 """Devices and processes. No other file names pmap, collectives, devices or processes."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -51,19 +52,30 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def device_count() -> int:
+    """Devices of all processes."""
+    return jax.device_count()
+
+
+def device_kind() -> str:
+    """Such as "NVIDIA H200" or "cpu"."""
+    return jax.devices()[0].device_kind
+
+
 def describe_devices() -> str:
     """Such as "8 x NVIDIA H200" or "1 x cpu"."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{device_count()} x {device_kind()}"
 
 
-def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, accumulate: int = 1, devices: int | None = None) -> None:
     """Raises `UserError` if the devices cannot share a batch evenly; names the nearest sizes that they can.
 
     Args:
       batch_size: examples over all devices of all processes.
       accumulate: parts that each device takes its share in.
+      devices: number of devices; None: those that are there.
     """
-    devices = jax.device_count()
+    devices = devices or jax.device_count()
     unit = devices * accumulate
     if batch_size % unit:
         lower = batch_size // unit * unit
@@ -216,3 +228,11 @@ def device_memory_gb() -> float | None:
     """Largest memory that the arrays of one of this process's devices have taken; None where none tells, as on CPUs."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     return max((peak / 1e9 for peak in peaks if peak is not None), default=None)
+
+
+def memory_limit_gb() -> float | None:
+    """Memory that arrays of one device may take; that of the whole machine for CPUs, None where nothing tells."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None and jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+    return None if limit is None else limit / 1e9
