@@ -129,12 +129,15 @@ class Enhancer:
                 done[i] = np.pad(outer, (0, max(0, length - len(outer))))[:length]
         return done
 
-    def blocks(self, pieces: Iterable[np.ndarray], level: float | None = None) -> Iterator[np.ndarray]:
+    def blocks(
+        self, pieces: Iterable[np.ndarray], level: float | None = None, block_samples: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Enhances a recording of any length piece by piece; holds a block of it.
 
         Args:
           pieces: float [C, n], n >= 0, at the network's rate: the recording, one piece after another.
           level: RMS that the channels share; causal networks go by a running level of all channels together.
+          block_samples: what the network takes at once, a multiple of `hop_samples`; None: what is fastest.
 
         Yields:
           float32 [C, m], as soon as they are final; joined, they are as long as the pieces joined and equal what one
@@ -142,24 +145,25 @@ class Enhancer:
         """
         if level is None and not self.config.model.causal:
             raise ValueError("a network that is not causal needs the level of the whole recording")
+        size = block_samples or self._piece
         states: list[streaming.StreamState] = []
         given, position = 0, -streaming.delay_samples(self.config)
-        for block in equal_blocks(pieces, self._piece):
+        for block in equal_blocks(pieces, size):
             channels, length = block.shape
             if not states:
                 given_level = None if self.config.model.causal else np.array([level])
                 states = [streaming.start(self.config, self.variables, 1, given_level)] * channels
-            if length < self._piece:
+            if length < size:
                 # The last block tells where the signal ends.
                 states = [state._replace(left=np.array([length], np.int32)) for state in states]
-                block = np.pad(block, ((0, 0), (0, self._piece - length)))
+                block = np.pad(block, ((0, 0), (0, size - length)))
             given += length
             yield self._advance(states, block)[:, max(0, -position) : max(0, given - position)]
-            position += self._piece
+            position += size
         while states and position < given:
-            silence = np.zeros((channels, self._piece), np.float32)
+            silence = np.zeros((channels, size), np.float32)
             yield self._advance(states, silence)[:, max(0, -position) : given - position]
-            position += self._piece
+            position += size
 
     def level(self, samples: np.ndarray, sample_rate_hz: int) -> float:
         """The level that a signal float [N] is divided by: RMS over its frames within 40 dB of the loudest."""
@@ -176,7 +180,7 @@ class Enhancer:
         out = np.empty_like(block)
         for i, state in enumerate(states):
             call = functools.partial(streaming.advance, self.config, self.variables, state, block[i : i + 1], levels)
-            states[i], out[i : i + 1] = self._once_compiled("piece", call)
+            states[i], out[i : i + 1] = self._once_compiled(("piece", block.shape[1]), call)
         return out
 
     def _once_compiled(self, program: Any, call: Callable) -> Any:

@@ -1,0 +1,203 @@
+"""`saf-jax enhance - --stream`: samples on stdin, enhanced samples on stdout, while they come."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from saf_jax.audio_blocks import AudioFormat
+from saf_jax.enhance_command import treatment_of
+from saf_jax.enhance_pipes import check_stdout, raw_format
+from saf_jax.errors import UserError
+from saf_jax.recomposition import Recomposer
+
+# Sizes in headers from programs that do not know how much will come.
+_UNKNOWN = 0xFFFF_FFFF
+# What a header may hold before its samples.
+_LONGEST_HEADER = 1 << 20
+_WAV_SUBTYPES = {
+    (1, 8): "PCM_U8",
+    (1, 16): "PCM_16",
+    (1, 24): "PCM_24",
+    (1, 32): "PCM_32",
+    (3, 32): "FLOAT",
+    (3, 64): "DOUBLE",
+}
+# Bytes of a sample and its full scale; None for floats.
+_SIZES = {
+    "PCM_U8": (1, 1 << 7),
+    "PCM_S8": (1, 1 << 7),
+    "PCM_16": (2, 1 << 15),
+    "PCM_24": (3, 1 << 23),
+    "PCM_32": (4, 1 << 31),
+    "FLOAT": (4, None),
+    "DOUBLE": (8, None),
+}
+
+
+class WavStart(NamedTuple):
+    """What comes before the samples of a wav stream.
+
+    Attributes:
+      format: how the samples are stored.
+      fmt: the chunk that says so.
+      size: bytes of samples that the header promises; None if it did not know.
+    """
+
+    format: AudioFormat
+    fmt: bytes
+    size: int | None
+
+
+def run_stream(args: argparse.Namespace) -> int:
+    """Enhances stdin hop by hop until it ends; the output is as long as the input.
+
+    Raises:
+      UserError: options that do not go with it, no audio on stdin, or a network that looks ahead.
+      BrokenPipeError: the reader of stdout went away.
+    """
+    if args.inputs != ["-"] or args.out not in (None, "-") or args.in_place:
+        raise UserError("--stream: works from stdin to stdout: saf-jax enhance - --stream")
+    treatment, form = treatment_of(args), raw_format(args.raw_rate, args.raw_format, args.raw_channels)
+    check_stdout()
+
+    from saf_jax.enhancement import Enhancer
+    from saf_jax.jit_cache import use_compilation_cache
+    from saf_jax.pretrained import load_weights
+    from saf_jax.streaming import causal_hint
+
+    use_compilation_cache()
+    config, variables = load_weights(args.weights)
+    if not config.model.causal:
+        raise UserError(f"--stream: this network looks ahead: {causal_hint()}")
+    enhancer, hop = Enhancer(config, variables), config.stft.hop_samples
+    size = None
+    if form is None:
+        start = read_wav_start(sys.stdin.buffer)
+        form, size = start.format, start.size
+        sys.stdout.buffer.write(wav_start(start))
+        sys.stdout.buffer.flush()
+    # Compiled before the first sample is taken: what waits meanwhile waits in the pipe.
+    for _ in enhancer.blocks([np.zeros((form.channels, hop), np.float32)], block_samples=hop):
+        pass
+    recomposer = Recomposer(form.sample_rate_hz, config.stft.sample_rate_hz, form.channels, treatment)
+    latency = 1000 * config.stft.window_samples / config.stft.sample_rate_hz
+    notes = [f"{latency:g} ms behind", *recomposer.notes()]
+    print(f"stdin: {form.sample_rate_hz} Hz, {form.channels} channels ({'; '.join(notes)})", file=sys.stderr)
+
+    def network_input() -> Iterator[np.ndarray]:
+        for samples in read_samples(sys.stdin.buffer, form, size):
+            yield recomposer.take(samples)
+        yield recomposer.take(np.zeros((0, form.channels), np.float32), last=True)
+
+    clipped = 0
+    for enhanced in enhancer.blocks(network_input(), block_samples=hop):
+        clipped += write_samples(sys.stdout.buffer, recomposer.give(enhanced), form)
+    clipped += write_samples(sys.stdout.buffer, recomposer.end(), form)
+    if clipped:
+        print(f"stdout: {clipped} samples clipped at full scale", file=sys.stderr)
+    return 0
+
+
+def read_wav_start(stream: BinaryIO) -> WavStart:
+    """Reads up to the first sample of a wav file that comes through a pipe.
+
+    Raises:
+      UserError: it is no wav stream, or of a sample format that it should not have.
+    """
+    head = stream.read(12)
+    if not head:
+        raise UserError("stdin: nothing came: check the command before the pipe")
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
+        raise UserError("stdin: is no wav stream: for samples without a header use --raw-rate HZ")
+    fmt, passed = b"", 0
+    while len(chunk := stream.read(8)) == 8 and passed < _LONGEST_HEADER:
+        size = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            # Neither 0 nor nearly all that 32 bits can count is meant as a length.
+            return WavStart(_wav_format(fmt), fmt, size if 0 < size < 0x7FFF_0000 else None)
+        body = stream.read(min(size + size % 2, _LONGEST_HEADER))
+        passed += len(body)
+        if chunk[:4] == b"fmt ":
+            fmt = body
+    raise UserError("stdin: the wav stream holds no samples: check the command before the pipe")
+
+
+def _wav_format(fmt: bytes) -> AudioFormat:
+    if len(fmt) < 16:
+        raise UserError("stdin: the wav stream does not say what its samples are: check the command before the pipe")
+    tag, channels, rate = (int.from_bytes(fmt[a:b], "little") for a, b in ((0, 2), (2, 4), (4, 8)))
+    bits = int.from_bytes(fmt[14:16], "little")
+    if tag == 0xFFFE and len(fmt) >= 26:
+        tag = int.from_bytes(fmt[24:26], "little")
+    if (tag, bits) not in _WAV_SUBTYPES or not channels or not rate:
+        raise UserError(
+            f"stdin: a wav stream of format {tag} with {bits} bits: send PCM of 8 to 32 bits or floating point"
+        )
+    return AudioFormat(rate, channels, "WAV", _WAV_SUBTYPES[tag, bits], "LITTLE")
+
+
+def wav_start(start: WavStart) -> bytes:
+    """The header of the output: the same format, and the same length as far as the input's header knows it."""
+
+    def chunk(name: bytes, size: int) -> bytes:
+        return name + size.to_bytes(4, "little")
+
+    size = _UNKNOWN if start.size is None else start.size
+    whole = _UNKNOWN if start.size is None else 4 + 8 + len(start.fmt) + 8 + size + size % 2
+    return chunk(b"RIFF", whole) + b"WAVE" + chunk(b"fmt ", len(start.fmt)) + start.fmt + chunk(b"data", size)
+
+
+def read_samples(stream: BinaryIO, form: AudioFormat, size: int | None) -> Iterator[np.ndarray]:
+    """What comes on a stream, as it comes: float32 [n, channels]; a last half sample is left out."""
+    frame = _SIZES[form.subtype][0] * form.channels
+    left, rest = size, b""
+    while left is None or left > 0:
+        came = stream.read1(1 << 16 if left is None else min(left, 1 << 16))
+        if not came:
+            return
+        left = None if left is None else left - len(came)
+        rest += came
+        whole = len(rest) // frame * frame
+        yield decode(rest[:whole], form.subtype).reshape(-1, form.channels)
+        rest = rest[whole:]
+
+
+def write_samples(stream: BinaryIO, samples: np.ndarray, form: AudioFormat) -> int:
+    """Sends samples float32 [n, channels] on at once; returns how many an integer format had to clip."""
+    data, clipped = encode(samples.reshape(-1), form.subtype)
+    stream.write(data)
+    stream.flush()
+    return clipped
+
+
+def decode(data: bytes, subtype: str) -> np.ndarray:
+    """Little-endian samples of a subtype that soundfile names -> float32 [n], full scale 1."""
+    width, full = _SIZES[subtype]
+    if full is None:
+        return np.frombuffer(data, f"<f{width}").astype(np.float32)
+    if subtype == "PCM_U8":
+        return (np.frombuffer(data, np.uint8).astype(np.float32) - full) / full
+    if width == 3:
+        # Three bytes as the upper ones of four.
+        wide = np.zeros((len(data) // 3, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+        return (wide.view("<i4")[:, 0] / (full << 8)).astype(np.float32)
+    return (np.frombuffer(data, f"<i{width}") / full).astype(np.float32)
+
+
+def encode(samples: np.ndarray, subtype: str) -> tuple[bytes, int]:
+    """Inverse of `decode`, and the number of samples beyond full scale, which integers cannot hold."""
+    width, full = _SIZES[subtype]
+    if full is None:
+        return samples.astype(f"<f{width}").tobytes(), 0
+    whole = np.rint(samples.astype(np.float64) * full)
+    inside = whole.clip(-full, full - 1)
+    clipped = int(np.count_nonzero(np.abs(samples) > 1))
+    if subtype == "PCM_U8":
+        return (inside + full).astype(np.uint8).tobytes(), clipped
+    if width == 3:
+        return inside.astype("<i4")[:, None].view(np.uint8)[:, :3].tobytes(), clipped
+    return inside.astype(f"<i{width}").tobytes(), clipped
