@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 
@@ -210,10 +209,12 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path, name):
     """A limit on the size of files stands in for the end of the disk."""
     (tmp_path / name).write_text("old")
     code = f"""
+import resource
 import numpy as np
 from saf_jax.audio_blocks import AudioFormat, output_format, writing
 from saf_jax.errors import UserError
 from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 path = Path({str(tmp_path / name)!r})
 try:
     with writing(path, output_format(path, AudioFormat(16000, 1), 10), {{}}, lambda path: None) as writer:
@@ -222,15 +223,36 @@ try:
 except UserError as error:
     print(error)
 """
-    limit = 200_000
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
     assert done.stdout.startswith((f"{tmp_path / name}: cannot be written", f"cannot write {tmp_path / name}"))
     assert (tmp_path / name).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_text("old")
+    code = f"""
+import numpy as np
+from pathlib import Path
+from saf_jax.audio_blocks import AudioFormat, writing
+path = Path({str(path)!r})
+with writing(path, AudioFormat(16000, 1), {{}}, lambda path: None) as writer:
+    for number in range(10**9):
+        writer.write(np.zeros((1000, 1), np.float32))
+        if number == 100:
+            print("under way", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "under way\n"
+        process.kill()
+    assert path.read_text() == "old"
+    (partial,) = set(tmp_path.iterdir()) - {path}
+    # What is left is hidden from listings and is no obstacle to the next call.
+    assert partial.name.startswith(".")
+    assert audio.list_audio(tmp_path) == [path]
+    write_file(path, AudioFormat(16000, 2))
+    assert len(read_all(path)) == 150000

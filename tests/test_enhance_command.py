@@ -1,5 +1,7 @@
+import io
 import os
-from pathlib import Path
+import sys
+import time
 
 import jax
 import networks
@@ -8,11 +10,10 @@ import pytest
 import soundfile
 from networks import tone_in_noise
 
-from saf_jax import audio, enhance_command, jit_cache
+from saf_jax import audio, jit_cache
 from saf_jax.cli import main
 from saf_jax.config import STFTConfig
 from saf_jax.enhancement import Enhancer
-from saf_jax.errors import UserError
 from saf_jax.pretrained import save_weights
 
 CONFIG = networks.least(stft=STFTConfig(), outputs="both")
@@ -83,62 +84,74 @@ def test_a_folder_keeps_its_tree_and_its_formats(tmp_path, enhance):
     (tmp_path / "in" / "notes.txt").touch()
     status, out, _ = enhance(tmp_path / "in", "-o", tmp_path / "out")
     assert status == 0
-    assert len(out.splitlines()) == 2
+    assert len(out.splitlines()) == 3
+    assert out.splitlines()[2].startswith("2 files, 0.5 s, ")
     assert files_in(tmp_path / "out") == ["a.wav", "sub/b.flac"]
     assert soundfile.info(tmp_path / "out" / "sub" / "b.flac").subtype == "PCM_24"
 
 
 @pytest.mark.parametrize(
-    ("samples", "rate", "notice"),
+    ("samples", "rate", "options", "notice"),
     [
-        (np.zeros(5000), 16000, "(silent, copied)"),
-        (np.zeros((5000, 2)), 44100, "silent, copied"),
-        (tone_in_noise(9000), 44100, "(44100 Hz resampled to 16000 Hz and back, above 8000 Hz is lost)"),
-        (tone_in_noise(3000), 8000, "(8000 Hz resampled to 16000 Hz and back)"),
-        (np.stack([tone_in_noise(3000, i) for i in range(2)], axis=1), 16000, "(2 channels)"),
-        (np.array([0.1]), 16000, ""),
-        (np.array([0.1]), 48000, "48000 Hz resampled"),
+        (np.zeros(5000), 16000, [], "(silent, copied)"),
+        (tone_in_noise(9000), 44100, [], "Hz resampled to 16000 Hz and back, above 8000 Hz kept with the gain below)"),
+        (tone_in_noise(9000), 44100, ["--high-band", "drop"], "and back, above 8000 Hz dropped)"),
+        (tone_in_noise(3000), 8000, [], "(8000 Hz resampled to 16000 Hz and back)"),
+        (np.stack([tone_in_noise(3000, i) for i in range(2)], axis=1), 16000, [], "(2 channels)"),
     ],
-    ids=["silent", "silent stereo", "44100", "8000", "stereo", "1 sample", "1 sample at 48000"],
+    ids=["silent", "44100", "44100 dropped", "8000", "stereo"],
 )
-def test_odd_input_succeeds_with_one_notice(tmp_path, enhance, samples, rate, notice):
+def test_what_is_out_of_the_ordinary_is_told(tmp_path, enhance, samples, rate, options, notice):
     write(tmp_path / "in.wav", samples, rate)
-    status, out, err = enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav")
+    status, out, err = enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav", *options)
     assert (status, err) == (0, "")
     assert len(out.splitlines()) == 1
     assert notice in out
-    read = audio.read(tmp_path / "out.wav")
-    assert read.sample_rate_hz == rate
-    assert read.samples.shape == (len(samples), np.ndim(samples) if np.ndim(samples) == 1 else samples.shape[1])
-    # A single sample at three times the network's rate is less than one at its own: nothing is left of it.
-    assert read.samples.any() == (samples.any() and len(samples) * 16000 >= rate)
 
 
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "DOUBLE"])
-def test_the_sample_format_stays(tmp_path, enhance, subtype):
-    write(tmp_path / "in.wav", tone_in_noise(3000), subtype=subtype)
-    assert enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav")[0] == 0
-    assert soundfile.info(tmp_path / "out.wav").subtype == subtype
+def test_mix_and_limit_leave_a_share_of_the_recording(tmp_path, enhance, enhancer):
+    samples = tone_in_noise(4000)
+    write(tmp_path / "in.wav", samples, subtype="FLOAT")
+    enhanced = enhancer(samples, 16000)
+    for options, wet in (
+        (["--mix", "0"], 0.0),
+        (["--mix", "0.25"], 0.25),
+        (["--max-attenuation-db", "12"], 1 - 10 ** (-12 / 20)),
+        (["--mix", "0.5", "--max-attenuation-db", "6"], 0.5 * (1 - 10 ** (-6 / 20))),
+    ):
+        assert enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--overwrite", *options)[0] == 0
+        got = audio.read(tmp_path / "out.wav").samples[:, 0]
+        np.testing.assert_allclose(got, wet * enhanced + (1 - wet) * samples, atol=1e-6)
 
 
-def test_channels_keep_their_balance_and_silent_ones_their_silence(tmp_path, enhance, enhancer):
-    loud, quiet = tone_in_noise(5000, 1), 0.01 * tone_in_noise(5000, 2)
-    write(tmp_path / "in.wav", np.stack([loud, quiet, np.zeros(5000), loud], axis=1), subtype="FLOAT")
-    assert enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav")[0] == 0
-    out = audio.read(tmp_path / "out.wav").samples.T
-    level = enhancer.level(np.sqrt((loud**2 + quiet**2 + loud**2) / 4), 16000)
-    np.testing.assert_allclose(out[0], enhancer(loud, 16000, level), atol=1e-5)
-    np.testing.assert_allclose(out[1], enhancer(quiet, 16000, level), atol=1e-5)
-    assert not out[2].any()
-    np.testing.assert_array_equal(out[3], out[0])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "x", "--mix", "1.5"], "--mix 1.5: must lie between 0"),
+        (["-o", "x", "--mix", "nan"], "--mix nan: must lie between 0"),
+        (["-o", "x", "--max-attenuation-db", "-3"], "--max-attenuation-db -3: must be 0 or more"),
+        (["-o", "x", "--raw-rate", "16000"], "--raw-rate: goes with the input -"),
+        (["-o", "x", "--raw-format", "s16"], "go with --raw-rate"),
+        (["-o", "x", "--in-place"], "--in-place and -o: use one"),
+        ([], "no output named: use -o FOLDER, or --in-place"),
+        (["-", "-o", "x.wav"], "stdin and stdout take one recording"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_one_line(tmp_path, enhance, options, message):
+    status, out, err = enhance(write(tmp_path / "in.wav", tone_in_noise(100)), *options)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
 
 
 def test_what_an_integer_format_clips_is_told(tmp_path, enhance, monkeypatch):
-    monkeypatch.setattr(Enhancer, "__call__", lambda self, samples, *_: 4 * np.sign(samples))
+    monkeypatch.setattr(Enhancer, "many", lambda self, signals, *_: [4 * np.sign(signal) for signal in signals])
     write(tmp_path / "in.wav", np.where(np.arange(1000) < 10, 0.5, 0))
     status, out, _ = enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav")
     assert status == 0
-    assert "(10 samples clipped at full scale)" in out
+    assert "(10 samples clipped at full scale, which the loudest exceeds by 12.0 dB)" in out
 
 
 def test_a_bad_file_alone_is_one_line_and_leaves_nothing(tmp_path, enhance):
@@ -157,7 +170,7 @@ def test_a_bad_file_among_others_is_named_and_the_others_are_done(tmp_path, enha
     write(tmp_path / "in" / "nan.wav", np.full(100, np.nan), subtype="FLOAT")
     status, out, err = enhance(tmp_path / "in", "-o", tmp_path / "out")
     assert status == 1
-    assert len(out.splitlines()) == 2
+    assert len(out.splitlines()) == 3
     lines = err.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith(f"error: {tmp_path / 'in' / 'b b.wav'}: the file is empty")
@@ -177,6 +190,8 @@ def test_outputs_that_exist_are_kept_unless_told_otherwise(tmp_path, enhance):
     assert "a.wav: exists already, kept (--overwrite replaces it)" in err
     assert (tmp_path / "out" / "a.wav").read_text() == "mine"
     status, out, err = enhance(tmp_path / "in", "-o", tmp_path / "out")
+    assert (status, out, len(err.splitlines())) == (0, "", 2)
+    status, out, err = enhance(tmp_path / "in" / "a.wav", "-o", tmp_path / "out")
     assert (status, out) == (2, "")
     assert "exists already: use --overwrite or another output" in err
     assert enhance(tmp_path / "in", "-o", tmp_path / "out", "--overwrite")[0] == 0
@@ -212,23 +227,114 @@ def test_missing_inputs_and_weights_are_one_line(tmp_path, enhance, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def plan(*inputs, out):
-    return enhance_command.plan_jobs([Path(name) for name in inputs], Path(out))
+def test_in_place_keeps_every_original(tmp_path, enhance):
+    first = write(tmp_path / "a.wav", tone_in_noise(3000))
+    write(tmp_path / "sub" / "b.flac", tone_in_noise(3000, 2))
+    (tmp_path / "sub" / "bad.wav").write_text("no audio")
+    first.chmod(0o600)
+    originals = {path: path.read_bytes() for path in (first, tmp_path / "sub" / "b.flac")}
+    status, out, err = enhance(tmp_path, "--in-place")
+    assert status == 1
+    assert "the original is a.wav.bak" in out
+    assert "bad.wav: cannot be read" in err
+    assert files_in(tmp_path) == ["a.wav", "a.wav.bak", "sub/b.flac", "sub/b.flac.bak", "sub/bad.wav"]
+    for path, content in originals.items():
+        assert path.with_name(path.name + ".bak").read_bytes() == content
+        assert path.read_bytes() != content
+        assert len(audio.read(path).samples) == 3000
+    assert first.stat().st_mode & 0o777 == 0o600
+    once = first.read_bytes()
+    assert enhance(first, "--in-place")[0] == 0
+    assert (tmp_path / "a.wav.bak").read_bytes() == originals[first]
+    assert (tmp_path / "a.wav.bak2").read_bytes() == once
 
 
-def test_inputs_that_would_be_overwritten_are_refused(tmp_path):
-    name = write(tmp_path / "a.wav", tone_in_noise(100))
-    for out in (tmp_path, name, tmp_path / "x" / ".." / "a.wav"):
-        with pytest.raises(UserError, match="the output would replace the input"):
-            plan(name, out=out)
-    with pytest.raises(UserError, match="the output would replace the input"):
-        plan(tmp_path, out=tmp_path)
+@pytest.fixture
+def pipe(weights, monkeypatch, capsysbinary):
+    """Calls the command with bytes on stdin; gives its status, stdout and the lines on stderr."""
+
+    def call(given, *args):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        status = main(["enhance", *map(str, args), "--weights", str(weights)])
+        out, err = capsysbinary.readouterr()
+        return status, out, err.decode().splitlines()
+
+    return call
 
 
-def test_two_inputs_of_one_output_are_refused(tmp_path):
-    names = [write(tmp_path / folder / "a.wav", tone_in_noise(100)) for folder in ("x", "y")]
-    with pytest.raises(UserError, match=r"y/a\.wav and .*x/a\.wav: both would be written to"):
-        plan(*names, out=tmp_path / "out")
+def test_wav_through_a_pipe(tmp_path, pipe):
+    path = write(tmp_path / "in.wav", np.stack([tone_in_noise(9000)] * 2, axis=1), 22050, subtype="PCM_24")
+    assert pipe(b"", path, "-o", tmp_path / "out.wav")[0] == 0
+    status, out, err = pipe(path.read_bytes(), "-")
+    assert status == 0
+    assert len(err) == 1
+    assert err[0].startswith("stdout: 0.4 s, ")
+    (tmp_path / "piped.wav").write_bytes(out)
+    assert soundfile.info(tmp_path / "piped.wav").subtype == "PCM_24"
+    np.testing.assert_array_equal(audio.read(tmp_path / "piped.wav").samples, audio.read(tmp_path / "out.wav").samples)
+    # From a file to a pipe, and from a pipe to a file.
+    assert pipe(b"", path, "-o", "-")[1] == out
+    status, out, _ = pipe(path.read_bytes(), "-", "-o", tmp_path / "new.flac")
+    assert status == 0
+    assert out.startswith(f"{tmp_path / 'new.flac'}: 0.4 s".encode())
+    assert soundfile.info(tmp_path / "new.flac").frames == 9000
+    status, out, err = pipe(path.read_bytes(), "-", "-o", tmp_path / "new.flac")
+    assert (status, out) == (2, b"")
+    assert "exists already" in err[0]
+
+
+def test_samples_without_header_through_a_pipe(tmp_path, pipe, enhancer):
+    samples = np.stack([tone_in_noise(4000, 1), tone_in_noise(4000, 2)], axis=1)
+    options = ["--raw-rate", 16000, "--raw-format", "f32", "--raw-channels", 2]
+    status, out, err = pipe(samples.astype("<f4").tobytes(), "-", *options)
+    assert status == 0
+    assert len(err) == 1
+    got = np.frombuffer(out, "<f4").reshape(-1, 2)
+    level = enhancer.level(np.sqrt(np.mean(samples**2, axis=1)), 16000)
+    np.testing.assert_allclose(got[:, 0], enhancer(samples[:, 0], 16000, level), atol=1e-5)
+    status, out, _ = pipe((samples[:, 0] * 32767).astype("<i2").tobytes(), "-", "--raw-rate", 16000)
+    assert (status, len(out)) == (0, 8000)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (b"", [], "stdin: nothing came"),
+        (b"no audio" * 100, [], "stdin: cannot be read as audio"),
+        (b"RIFF", ["-o", "somewhere"], "needs a file to go to"),
+        (bytes(100), ["--raw-rate", "0"], "must be at least 1"),
+    ],
+    ids=["nothing", "no audio", "to a folder", "no rate"],
+)
+def test_what_cannot_go_through_a_pipe_is_one_line(pipe, given, options, message):
+    status, out, err = pipe(given, "-", *options)
+    assert (status, out, len(err)) == (2, b"", 1)
+    assert message in err[0]
+
+
+def test_audio_is_not_sent_to_a_terminal(tmp_path, enhance, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    status, _, err = enhance(write(tmp_path / "in.wav", tone_in_noise(100)), "-o", "-")
+    assert status == 2
+    assert "stdout is a terminal" in err
+
+
+def test_on_a_terminal_progress_is_shown(tmp_path, enhance, monkeypatch):
+    """With speed and the time left; lines of the files stay whole."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    many = Enhancer.many
+
+    def slowly(self, *args):
+        time.sleep(0.3)
+        return many(self, *args)
+
+    monkeypatch.setattr(Enhancer, "many", slowly)
+    write(tmp_path / "in.wav", tone_in_noise(16000))
+    status, out, err = enhance(tmp_path / "in.wav", "-o", tmp_path / "out.wav")
+    assert status == 0
+    assert len(out.splitlines()) == 1
+    assert "of 0:01" in err
 
 
 def test_an_output_of_another_format_is_that_format(tmp_path, enhance):

@@ -8,9 +8,10 @@ from saf_jax import audio
 from saf_jax.recomposition import Fifo, HighBandGain, Recomposer, Resampler, Treatment
 
 NETWORK = 16000
+ALL = Treatment()
 
 
-def recompose(samples, rate, network, treatment=Treatment(), cuts=()):
+def recompose(samples, rate, network, treatment=ALL, cuts=()):
     """Runs a recording [n, channels] through, cut where told; `network` maps its input [channels, m] to its output."""
     recomposer = Recomposer(rate, NETWORK, samples.shape[1], treatment)
     pieces = [recomposer.give(network(recomposer.take(piece))) for piece in np.split(samples, cuts)]
