@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saf_jax.config import Config, STFTConfig
 from saf_jax.errors import UserError
@@ -65,18 +66,20 @@ def start(config: Config, variables: Any, batch: int, level: jax.Array | None = 
     """
     stft, model = config.stft, config.model
 
-    def one_frame(variables: Any) -> Any:
-        spectrum = jnp.zeros((batch, 1, stft.bins), jnp.complex64)
+    def past_of_one_frame(variables: Any, spectrum: jax.Array) -> Any:
         return SAFNet(model).apply(variables, spectrum, mutable=["past"])[1]
 
+    spectrum = jax.ShapeDtypeStruct((batch, 1, stft.bins), np.complex64)
+    past = jax.eval_shape(past_of_one_frame, variables, spectrum)
+    # Numpy's zeros: jax would compile a program for each shape.
     return StreamState(
-        hops=jnp.zeros(batch, jnp.int32),
-        left=jnp.full(batch, UNENDING, jnp.int32),
-        history=jnp.zeros((batch, _history_samples(stft))),
-        level=jnp.zeros((batch, 2)) if model.causal else jnp.asarray(level, jnp.float32)[:, None],
-        sounding=jnp.zeros((batch, network_delay(model)), bool),
-        past=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one_frame, variables)),
-        tail=jnp.zeros((batch, stft.window_samples // stft.hop_samples - 1, stft.hop_samples)),
+        hops=np.zeros(batch, np.int32),
+        left=np.full(batch, UNENDING, np.int32),
+        history=np.zeros((batch, _history_samples(stft)), np.float32),
+        level=np.zeros((batch, 2), np.float32) if model.causal else np.asarray(level, np.float32)[:, None],
+        sounding=np.zeros((batch, network_delay(model)), bool),
+        past=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), past),
+        tail=np.zeros((batch, stft.window_samples // stft.hop_samples - 1, stft.hop_samples), np.float32),
     )
 
 
@@ -202,7 +205,7 @@ def stream(config: Config, variables: Any) -> tuple[Callable, Callable]:
     def init(batch: int | None = None) -> StreamState:
         if batch is None:
             return jax.tree.map(lambda leaf: leaf[0], template)
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=0), template)
+        return jax.tree.map(lambda leaf: np.repeat(leaf, batch, axis=0), template)
 
     return init, functools.partial(_step, config, variables)
 
