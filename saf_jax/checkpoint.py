@@ -48,7 +48,8 @@ class Checkpoints:
         self._manager = None
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that were written to the end, in order."""
+        """Steps of the checkpoints that were written to the end, in order; waits for one under way."""
+        self.wait()
         return sorted(self._ocp.utils.checkpoint_steps(self._folder)) if self._folder.is_dir() else []
 
     def best_steps(self) -> list[int]:
@@ -114,15 +115,20 @@ class Checkpoints:
             )
         return None
 
-    def restore_best(self, target: TrainState) -> TrainState:
-        """The state that was rated highest; the newest where none was rated."""
+    def restore_best(self, target: dict[str, Any]) -> dict[str, Any]:
+        """Parts of the state that was rated highest; of the newest where none was rated.
+
+        Args:
+          target: the wanted fields of `TrainState` with the shapes of their arrays; what else a checkpoint holds does
+            not matter.
+        """
         best = self.best_steps()
         others = [step for step in reversed(self.steps()) if step not in best]
         for _, state, _ in self._sound([*best, *others], target):
             return state
         raise UserError(f"{self._folder}: holds no sound checkpoint: train first")
 
-    def _sound(self, steps: Iterable[int], target: TrainState) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
+    def _sound(self, steps: Iterable[int], target: Any) -> Iterator[tuple[int, Any, dict[str, Any]]]:
         """Restores one step after another; of those that cannot be it tells in one line each."""
         for step in steps:
             restored, reason = None, "another process could not read it"
@@ -136,22 +142,24 @@ class Checkpoints:
             else:
                 logging.getLogger("saf_jax").warning("checkpoint %d is damaged, passed over: %s", step, reason)
 
-    def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         """Reads on this process alone, onto one device: a damaged file must not leave the others waiting."""
         ocp = self._ocp
-        if self._manager is not None:
-            self._manager.wait_until_finished()
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target)
+        if isinstance(target, TrainState):
+            handler, state = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target)
+        else:
+            handler = ocp.PyTreeCheckpointHandler()
+            places = ocp.checkpoint_utils.construct_restore_args(target)
+            state = ocp.args.PyTreeRestore(target, restore_args=places, partial_restore=True)
         alone = parallel.process_index()
-        handler = ocp.CompositeCheckpointHandler(
-            state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-        )
         options = ocp.options.MultiprocessingOptions(
             primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"reader_{alone}"
         )
+        handler = ocp.CompositeCheckpointHandler(state=handler, meta=ocp.JsonCheckpointHandler())
         with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+            args = ocp.args.Composite(state=state, meta=ocp.args.JsonRestore())
             restored = reader.restore(self._folder / str(step), args=args)
         return restored["state"], restored["meta"]
 
@@ -230,4 +238,8 @@ def load_best(workdir: str | os.PathLike) -> tuple[Config, Any]:
     if not (Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"{workdir}: holds no checkpoint yet: let the training run on")
     checkpoints = Checkpoints(workdir, config.train.keep_best)
-    return config, checkpoints.restore_best(jax.eval_shape(lambda: init_state(config))).best_variables
+    state = jax.eval_shape(lambda: init_state(config))
+    # Not the rest: weights stay readable where what surrounds them in training has changed.
+    fields = {"params": state.params, "average": state.average, "batch_stats": state.batch_stats}
+    parts = checkpoints.restore_best({name: field for name, field in fields.items() if field})
+    return config, state.replace(**parts).best_variables
