@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from saf_jax import parallel
 from saf_jax.audio_blocks import AudioFormat, Recording, output_format, read_format, read_pieces, writing
 from saf_jax.enhance_jobs import Job, back_up
 from saf_jax.errors import UserError
@@ -49,6 +50,11 @@ class Survey(NamedTuple):
     @property
     def seconds(self) -> float:
         return self.samples / self.format.sample_rate_hz
+
+    @property
+    def work_seconds(self) -> float:
+        """Of all channels that the network must work on."""
+        return self.seconds * len(self.distinct)
 
     @property
     def distinct(self) -> list[int]:
@@ -128,6 +134,8 @@ def enhance_files(
     Yields:
       What became of each job, about in the order given: gathered ones come when their group is done.
     """
+    # On a single CPU company brings nothing: every file is written as soon as it is done.
+    alone = parallel.runs_on_cpu() and parallel.local_device_count() == 1
     group: list[_Prepared] = []
     for job in jobs:
         try:
@@ -136,7 +144,7 @@ def enhance_files(
                 yield _copy_silence(job, found, progress)
             elif _is_short(found, enhancer):
                 group.append(_prepare(enhancer, job, found, treatment))
-                if sum(len(part.survey.distinct) * part.survey.seconds for part in group) >= GROUP_SECONDS:
+                if alone or sum(part.survey.work_seconds for part in group) >= GROUP_SECONDS:
                     yield from _enhance_group(enhancer, group, progress)
                     group = []
             else:
@@ -150,7 +158,7 @@ def enhance_files(
 def _is_short(found: Survey, enhancer: "Enhancer") -> bool:
     # Several channels of a causal network share one running level: only its blocks know them together.
     together = not (enhancer.config.model.causal and len(found.distinct) > 1)
-    return together and found.seconds * len(found.distinct) <= SHORT_SECONDS
+    return together and found.work_seconds <= SHORT_SECONDS
 
 
 def _recomposer(enhancer: "Enhancer", found: Survey, treatment: Treatment) -> Recomposer:
@@ -221,6 +229,8 @@ def _write(job: Job, found: Survey, pieces: Iterable[np.ndarray], progress: Prog
     places = np.array([-1 if place is None else place for place in found.columns])
     with writing(job.target, target, texts, finish) as writer:
         for piece in pieces:
+            if not np.isfinite(piece).all():
+                raise UserError(f"{job.recording.name}: the network's output is not finite: take other weights")
             # The column after the last one is the silence of silent channels.
             padded = np.pad(piece, [(0, 0), (0, 1)])
             writer.write(padded[:, places])

@@ -213,6 +213,21 @@ def test_a_failed_write_keeps_the_old_output(tmp_path, enhance, monkeypatch):
     assert files_in(tmp_path) == ["in.wav", "out.wav"]
 
 
+def test_an_output_that_cannot_be_is_one_line(tmp_path, enhance):
+    write(tmp_path / "in" / "a.wav", tone_in_noise(3000))
+    write(tmp_path / "in" / "b.wav", tone_in_noise(3000))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "out" / "a.wav").mkdir(parents=True)
+    status, _, err = enhance(tmp_path / "in", "-o", tmp_path / "out", "--overwrite")
+    assert status == 1
+    assert f"error: cannot write {tmp_path / 'out' / 'a.wav'}: it is a folder: give a file name" in err
+    assert files_in(tmp_path / "out") == ["b.wav"]
+    status, _, err = enhance(tmp_path / "in" / "a.wav", "-o", tmp_path / "file" / "a.wav")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "a part of the path is a file" in err or "a file of that name exists" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_missing_inputs_and_weights_are_one_line(tmp_path, enhance, capsys):
     status, _, err = enhance(tmp_path / "none.wav", "-o", tmp_path / "out")
     assert status == 2

@@ -7,6 +7,8 @@ import networks
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from networks import tone_in_noise
 
 import saf_jax.enhance_files as enhance_files_module
@@ -21,6 +23,24 @@ from saf_jax.recomposition import Fifo, Treatment
 # 1600 samples a second: the longest block is 32000.
 RATE = networks.STFT.sample_rate_hz
 WHOLE = Treatment(high_band="drop")
+
+
+class PassingOn:
+    """Stands in for an Enhancer: holds a block of five seconds and changes nothing."""
+
+    config = networks.least(stft=STFTConfig())
+
+    def blocks(self, pieces, level):
+        held = None
+        for piece in pieces:
+            held = held or Fifo(len(piece))
+            held.put(piece.T)
+            while held.length >= 80000:
+                yield held.take(80000).T
+        yield held.take(80000).T
+
+    def many(self, signals, sample_rate_hz, levels):
+        return signals
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +174,49 @@ def test_a_file_that_changes_between_the_passes_fails_alone(tmp_path, enhancer, 
     assert not first.job.target.exists()
 
 
-class PassingOn:
-    """Stands in for an Enhancer: holds a block of five seconds and changes nothing."""
+@settings(max_examples=25, deadline=None)
+@example(rate=16000, length=2_000_000, kinds=[1], stored=("wav", "PCM_16"))
+@example(rate=44100, length=2_000_000, kinds=[2, 0], stored=("wav", "FLOAT"))
+@given(
+    rate=st.sampled_from([1000, 8000, 11025, 16000, 22050, 44100, 48000, 192000]),
+    length=st.one_of(st.integers(1, 50), st.integers(1, 100_000), st.sampled_from([65536, 131072])),
+    kinds=st.lists(st.integers(0, 2), min_size=1, max_size=4),
+    stored=st.sampled_from(
+        [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("w64", "PCM_U8")]
+    ),
+)
+def test_a_network_that_changes_nothing_gives_back_any_file(tmp_path_factory, rate, length, kinds, stored):
+    """Of any rate, length, channels (0 is silence, equal numbers are alike) and format, to the format's last step."""
+    folder = tmp_path_factory.mktemp("files")
+    suffix, subtype = stored
+    length = min(length, 130 * rate)
+    rng = np.random.default_rng(length)
+    # Below 90 % of the band: at its very edge resampling there and back attenuates.
+    channels = [
+        0.3 * np.sin(2 * np.pi * rng.uniform(0, min(0.45 * rate, 3000)) / rate * np.arange(length)) for _ in "012"
+    ]
+    samples = np.stack([channels[kind] * (kind > 0) for kind in kinds], axis=1)
+    path = write(folder / f"a.{suffix}", samples, rate, subtype=subtype)
+    (outcome,), (got,) = run(PassingOn(), [path], Treatment())
+    assert outcome.error is None
+    before = audio.read(path).samples
+    assert got.shape == before.shape
+    step = {"PCM_U8": 2**-7, "PCM_16": 2**-15, "PCM_24": 2**-23, "FLOAT": 0}[subtype]
+    # Below the network's rate what there is comes back but for the ends, where resampling rings.
+    inner = slice(None) if rate >= 16000 else slice(200, -200)
+    np.testing.assert_allclose(got[inner], before[inner], atol=step + 2e-5)
+    path.unlink()
+    outcome.job.target.unlink()
 
-    config = networks.least(stft=STFTConfig())
 
-    def blocks(self, pieces, level):
-        held = Fifo(1)
-        for piece in pieces:
-            held.put(piece.T)
-            while held.length >= 80000:
-                yield held.take(80000).T
-        yield held.take(80000).T
+def test_a_network_whose_output_is_no_number_fails_in_one_line(tmp_path):
+    class Broken(PassingOn):
+        def many(self, signals, sample_rate_hz, levels):
+            return [np.full_like(signal, np.nan) for signal in signals]
+
+    (outcome,), _ = run(Broken(), [write(tmp_path / "a.wav", tone_in_noise(3000))])
+    assert "the network's output is not finite" in str(outcome.error)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
