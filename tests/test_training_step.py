@@ -11,7 +11,7 @@ from saf_jax.config import LossConfig, TrainConfig
 from saf_jax.errors import UserError
 from saf_jax.losses import weighted_sum
 from saf_jax.model.net import SAFNet
-from saf_jax.optimizer import build_optimizer, learning_rate
+from saf_jax.optimizer import average_weights, build_optimizer, learning_rate
 from saf_jax.training_step import (
     batch_terms,
     build_model,
@@ -146,6 +146,82 @@ def test_a_batch_with_nan_changes_nothing_but_the_counters(train_step, name):
     for part in ("params", "batch_stats", "optimizer", "learning_rate_scale"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
     assert (int(state.step), int(state.skipped)) == (5, 1)
+
+
+def test_parts_of_a_batch_sum_to_the_whole():
+    """Two devices take eight signals of unequal lengths whole, and in parts; not with batch norm, which differs."""
+    base = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, norm="layer"))
+    found = []
+    for accumulate in (1, 4):
+        config = dataclasses.replace(base, train=dataclasses.replace(CONFIG.train, accumulate=accumulate))
+        step = parallel.map_over_devices(build_train_step(config, 100))
+        batch = {name: values.reshape(2, 4, *values.shape[1:]) for name, values in make_batch().items()}
+        found.append(step(make_state(config), batch))
+    (whole, result), (parts, other) = found
+    assert_close(moments(parts).mu, moments(whole).mu, 1e-5)
+    for name in ("loss", "complex", "magnitude", "gradient_norm"):
+        assert float(other[name]) == pytest.approx(float(result[name]), rel=1e-5)
+
+
+def test_the_average_of_the_weights_follows_them_and_is_what_is_used():
+    decay, step = 0.3, 5
+    average, params = {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 2.0])}
+    np.testing.assert_allclose(average_weights(average, params, step, decay)["a"], [2.4, 2.0], rtol=1e-6)
+    # Early steps count for more: here 6 / 15 instead of 0.999.
+    np.testing.assert_allclose(average_weights(average, params, step, 0.999)["a"], [2.2, 2.0], rtol=1e-6)
+    config = networks.least()
+    config = dataclasses.replace(config, train=TrainConfig(average_decay=0.999))
+    state = init_state(config, networks.net_variables(config))
+    moved = state.replace(average=jax.tree.map(lambda leaf: leaf + 1, state.average))
+    assert_close(moved.best_variables["params"], moved.average, 0)
+    assert_close(moved.variables["params"], state.params, 0)
+    assert init_state(networks.least(), networks.net_variables(config)).average == {}
+
+
+def test_steps_move_the_average_and_decay_the_weights():
+    """One part of a step's program at a time would be clearer, but compiling is what costs."""
+    settings = {"average_decay": 0.5, "weight_decay": 0.1, "remat": True, "precision": "bfloat16"}
+    base = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, norm="layer"))
+    changed = dataclasses.replace(base, train=dataclasses.replace(CONFIG.train, **settings))
+    results = {}
+    for config in (base, changed):
+        step = parallel.map_over_devices(build_train_step(config, 100))
+        results[config] = step(make_state(config), parallel.split_batch(make_batch()))
+    (_, plain_result), (state, result) = results[base], results[changed]
+    before = make_state(changed)
+    # Compute in bfloat16 rounds to 3 digits; what is kept is float32 and not rounded.
+    assert float(result["loss"]) != float(plain_result["loss"])
+    assert float(result["loss"]) == pytest.approx(float(plain_result["loss"]), rel=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.average, moments(state)))} >= {
+        jnp.dtype("float32")
+    }
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.bfloat16]
+    rate, beta1, beta2 = float(result["learning_rate"]), CONFIG.train.beta1, CONFIG.train.beta2
+    for got, average, old, m, v in zip(
+        *(jax.tree.leaves(tree) for tree in (state.params, state.average, before.params)),
+        *(jax.tree.leaves(tree) for tree in (moments(state).mu, moments(state).nu)),
+        strict=True,
+    ):
+        direction = (m / (1 - beta1)) / (np.sqrt(v / (1 - beta2)) + 1e-8)
+        np.testing.assert_allclose(got, old - rate * (direction + 0.1 * old), atol=1e-6)
+        # At step 4 the decay is 5 / 14.
+        np.testing.assert_allclose(average, old + 9 / 14 * (got - old), atol=1e-6)
+
+
+def test_an_exploding_gradient_is_left_out_once_the_usual_is_known(train_step):
+    batch = make_batch()
+    _, usual = train_step(make_state(), batch)
+    norm = float(usual["gradient_norm"])
+    for steps, usual_norm, usable in ((150, norm, True), (150, norm / 101, False), (50, norm / 101, True)):
+        before = make_state().replace(step=np.int32(steps), usual_norm=np.float32(usual_norm))
+        state, result = train_step(before, batch)
+        assert bool(result["usable"]) is usable
+        assert int(state.skipped) == (not usable)
+        if usable:
+            assert float(state.usual_norm) == pytest.approx(0.99 * usual_norm + 0.01 * norm, rel=1e-5)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+            assert float(state.usual_norm) == np.float32(usual_norm)
 
 
 def test_validation_sums_over_all_devices():
