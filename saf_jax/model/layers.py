@@ -21,6 +21,29 @@ def apply_mask(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return x if mask is None else x * mask.astype(x.dtype)
 
 
+@jax.custom_vjp
+def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` for one or two output channels: [B, T, F, C], [C, O] -> [B, T, F, O].
+
+    As a matrix product, XLA on CPU adds the kernel's gradient up over B * T * F one after another: its rounding error
+    reached 6e-5 of the largest value at 16 crops of 2 s, here 3e-7, in half the time.
+    """
+    return x @ kernel
+
+
+def _narrow_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return x @ kernel, (x, kernel)
+
+
+def _narrow_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    frames = jnp.einsum("...fc,...fo->...co", x, gradient, preferred_element_type=jnp.float32)
+    return gradient @ kernel.T, frames.sum(range(x.ndim - 2)).astype(kernel.dtype)
+
+
+narrow_product.defvjp(_narrow_forward, _narrow_backward)
+
+
 class Pointwise(nn.Module):
     """1 x 1 convolution of one array or of several, as if they were concatenated along C.
 
@@ -36,9 +59,10 @@ class Pointwise(nn.Module):
     def __call__(self, *inputs: jax.Array) -> jax.Array:
         sizes = [x.shape[-1] for x in inputs]
         kernel = self.param("kernel", self.kernel_init, (sum(sizes), self.features))
+        product = narrow_product if self.features <= 2 else jnp.matmul
         start, out = 0, None
         for x, size in zip(inputs, sizes):
-            part = x.astype(self.dtype) @ kernel[start : start + size].astype(self.dtype)
+            part = product(x.astype(self.dtype), kernel[start : start + size].astype(self.dtype))
             out = part if out is None else out + part
             start += size
         if self.use_bias:
