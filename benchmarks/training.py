@@ -252,8 +252,8 @@ def measure_pages(name: str, settings: list[str], rounds: int) -> None:
     for key in found[0]:
         (off, off_faults), (on, on_faults) = (min(found[huge][key]) for huge in (0, 1))
         print(
-            f"pages, {key}: {1e3 * off:.1f} ms and {off_faults:.0f} page faults without huge pages, {1e3 * on:.1f} ms and "
-            f"{on_faults:.0f} with: {off / on:.2f} times as long"
+            f"pages, {key}: without huge pages {1e3 * off:.1f} ms and {off_faults:.0f} page faults, "
+            f"with them {1e3 * on:.1f} ms and {on_faults:.0f}: {off / on:.2f} times as long"
         )
 
 
