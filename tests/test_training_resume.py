@@ -1,0 +1,115 @@
+"""Runs that are killed, run out of disk or find a damaged checkpoint end with the parameters of one that was not."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from training_runs import SMALL, end, newest, start, write_pairs
+
+from saf_jax.config import load_config
+
+# Everything that a checkpoint must hold is on; a checkpoint every other step.
+SETTINGS = [
+    *SMALL,
+    "train.batch_size=4",
+    "train.average_decay=0.9",
+    "train.plateau_epochs=1",
+    "train.validate_every=4",
+    "train.log_every=2",
+    "train.checkpoint_seconds=0",
+    "train.keep_best=2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), count=5)
+
+
+def train(workdir, settings, **changes):
+    status, _, err = end(start(workdir, settings, **changes))
+    assert status == 0, err
+
+
+def assert_same_end(settings, workdir, whole):
+    """The newest checkpoints of two runs agree bit for bit, with all that the host remembers."""
+    config = load_config("paper", settings)
+    (step, state, meta), (other_step, other, other_meta) = newest(config, workdir), newest(config, whole)
+    assert step == other_step == config.train.steps
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+    assert meta == other_meta
+    assert read_json(workdir / "ratings.json") == read_json(whole / "ratings.json")
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def kill(process, workdir, seconds, *, in_save):
+    """Kills a run after so many seconds, or when it next writes a checkpoint after them; False if it ended before."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or (in_save and not list((workdir / "checkpoints").glob("*tmp*"))):
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return True
+
+
+def test_killed_while_saving(data, tmp_path):
+    settings = [*SETTINGS, *data, "train.steps=10"]
+    train(tmp_path / "whole", settings)
+    # The first checkpoint is there before the second one is cut off.
+    process = start(tmp_path / "run", settings)
+    while not (tmp_path / "run" / "checkpoints" / "2").is_dir():
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert kill(process, tmp_path / "run", 0, in_save=True)
+    train(tmp_path / "run", settings)
+    starts = [entry["step"] for entry in log_of(tmp_path / "run") if entry["event"] == "start"]
+    assert len(starts) == 2
+    assert 0 < starts[1] < 10
+    assert_same_end(settings, tmp_path / "run", tmp_path / "whole")
+
+
+def log_of(workdir):
+    """Entries of a log; a kill may have cut a line short."""
+    entries = []
+    for line in (workdir / "log.jsonl").read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+@pytest.mark.slow
+def test_soak_of_twenty_kills(data, tmp_path):
+    """At random moments, every other time while a checkpoint is written; scores of validation files are under way too."""
+    settings = [*SETTINGS, *data, "train.steps=300", "train.score_files=2", "train.score_delay_steps=3"]
+    settings += ["train.best_metric=si_sdr_db"]
+    began = time.monotonic()
+    train(tmp_path / "whole", settings)
+    seconds = time.monotonic() - began
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        process = start(tmp_path / "run", settings)
+        # It starts from a checkpoint after a few seconds; a kill before that is a case too.
+        if not kill(process, tmp_path / "run", rng.uniform(0, seconds / 2), in_save=kills % 2 == 0):
+            status, _, err = end(process)
+            assert status == 0, err
+            break
+        kills += 1
+    train(tmp_path / "run", settings)
+    assert kills >= 3
+    print(f"{kills} kills")
+    assert_same_end(settings, tmp_path / "run", tmp_path / "whole")
