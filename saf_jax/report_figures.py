@@ -71,7 +71,7 @@ def line_plot(curves: Mapping[str, Curve], *, log_scale: bool) -> str:
 
     Args:
       curves: by name; points that lie far apart, such as validations, are marked.
-      log_scale: logarithmic where all values are positive.
+      log_scale: logarithmic where all values are positive and span more than a factor of 5.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -89,7 +89,8 @@ def line_plot(curves: Mapping[str, Curve], *, log_scale: bool) -> str:
             marker="o" if len(points.steps) <= 40 and name != "noisy" else None,
             markersize=3,
         )
-    if log_scale and all(points.values.min() > 0 for points in curves.values()):
+    lowest = min(points.values.min() for points in curves.values())
+    if log_scale and 0 < 5 * lowest < max(points.values.max() for points in curves.values()):
         axes.set_yscale("log")
     axes.set_xlabel("step", labelpad=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saf_jax import report_figures, tables
 from saf_jax.errors import UserError
 from saf_jax.files import explain_os_error, write_text
@@ -105,9 +107,9 @@ def _facts(entries: list[Entry]) -> list[tuple[str, str]]:
     facts = [("state", f"{state}, step {last['step']:,}")]
     if starts:
         facts.append(("devices", str(starts[-1].get("devices", "not noted"))))
-        facts.append(("time", f"{trained_seconds(entries) / 3600:.2f} hours in {len(starts)} sessions"))
+        facts.append(("time", f"{trained_seconds(entries) / 3600:.2f} hours, started {len(starts)} times"))
     if len(speed.steps):
-        facts.append(("speed", f"{speed.values[-1]:.1f} seconds of audio per second"))
+        facts.append(("speed", f"{np.median(speed.values):.1f} seconds of audio per second (median)"))
     return facts
 
 

@@ -104,7 +104,7 @@ def test_page_holds_everything_and_needs_nothing(run_folder, capsys, monkeypatch
         "x &amp; y",
         "p287_001",
         "lowest 0.8000 at step 20",
-        "0.00 hours in 2 sessions",
+        "0.00 hours, started 2 times",
     ):
         assert text in page, text
     titles = re.findall(r"<figcaption>([^<]*)</figcaption><img", page)
