@@ -16,10 +16,10 @@ from saf_jax import parallel
 from saf_jax.config import Config, config_from_dict
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors, write_text
+from saf_jax.run_log import RATINGS_FILE
 from saf_jax.training_step import TrainState, init_state
 
 CONFIG_FILE = "config.json"
-RATINGS_FILE = "ratings.json"
 _FOLDER = "checkpoints"
 
 

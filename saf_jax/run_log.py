@@ -12,6 +12,9 @@ from saf_jax.errors import UserError
 from saf_jax.files import explain_os_error
 
 LOG_FILE = "log.jsonl"
+RATINGS_FILE = "ratings.json"
+"""Where a run keeps, by step, how good its checkpoints are: the higher the better, null where it is not known yet."""
+
 LISTEN_FOLDER, LISTEN_INDEX = "listen", "files.json"
 """Where a run keeps some enhanced validation files, and what lists them."""
 

@@ -15,6 +15,7 @@ from saf_jax.run_log import (
     LISTEN_FOLDER,
     LISTEN_INDEX,
     LOG_FILE,
+    RATINGS_FILE,
     Curve,
     Entry,
     curve,
@@ -66,7 +67,7 @@ def _content(workdir: Path) -> dict[str, Any]:
         "name": workdir.resolve().name,
         "colours": report_figures.COLOURS,
         "headline": _headline(entries),
-        "facts": _facts(entries),
+        "facts": _facts(workdir, entries),
         "warnings": _warnings(entries),
         "plots": _plots(entries),
         "listen": _listening_files(workdir),
@@ -99,7 +100,7 @@ def _headline(entries: list[Entry]) -> list[dict[str, str]]:
     return shown
 
 
-def _facts(entries: list[Entry]) -> list[tuple[str, str]]:
+def _facts(workdir: Path, entries: list[Entry]) -> list[tuple[str, str]]:
     starts = [entry for entry in entries if entry["event"] == "start"]
     last = entries[-1] if entries else {"event": "nothing", "step": 0}
     state = {"end": "finished", "preempted": "stopped, the same command resumes"}.get(last["event"], "under way")
@@ -110,6 +111,12 @@ def _facts(entries: list[Entry]) -> list[tuple[str, str]]:
         facts.append(("time", f"{trained_seconds(entries) / 3600:.2f} hours, started {len(starts)} times"))
     if len(speed.steps):
         facts.append(("speed", f"{np.median(speed.values):.1f} seconds of audio per second (median)"))
+    ratings = {
+        int(step): value for step, value in (_read_json(workdir / RATINGS_FILE) or {}).items() if value is not None
+    }
+    if ratings:
+        best = max(ratings, key=ratings.__getitem__)
+        facts.append(("best checkpoint", f"step {best:,}"))
     return facts
 
 

@@ -21,7 +21,7 @@ from saf_jax.data import pipeline
 from saf_jax.data.pipeline import ValidationPair
 from saf_jax.enhancement import Enhancer
 from saf_jax.files import write_text
-from saf_jax.metric_pool import MetricPool, Pair, Pending, available_metrics
+from saf_jax.metric_pool import METRICS, MetricPool, Pair, Pending, available_metrics
 from saf_jax.metrics import SAMPLE_RATE_HZ
 from saf_jax.observers import ListeningFile
 from saf_jax.run_log import LISTEN_FOLDER, LISTEN_INDEX
@@ -188,7 +188,8 @@ class ValidationScores(Companion):
             means = {}
             if validation.pending is not None:
                 means = mean_scores(self._names, validation.pending.result(), self._noisy.result())
-            keys = [prefix + name for prefix in ("", "noisy_") for name in self._names]
+            # All metrics, whatever is installed where this process runs: the arrays must be of one size.
+            keys = [prefix + name for prefix in ("", "noisy_") for name in METRICS]
             values = parallel.from_main_process(np.array([means.get(key, np.nan) for key in keys]))
             validation.scores = {key: float(value) for key, value in zip(keys, values) if np.isfinite(value)}
         return validation.scores

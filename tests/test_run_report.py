@@ -74,6 +74,7 @@ def run_folder(tmp_path):
     (folder / "config.json").write_text(
         json.dumps({"train": {"learning_rate": 0.00321}, "data": {"valid_clean": ["x & y"]}})
     )
+    (folder / "ratings.json").write_text(json.dumps({"20": 2.5, "40": -1.0, "60": None}))
     clean = 0.5 * speech_like(1.0, 0)
     for side in ("noisy", "enhanced", "clean"):
         samples = clean + (side == "noisy") * 0.01
@@ -104,6 +105,7 @@ def test_page_holds_everything_and_needs_nothing(run_folder, capsys, monkeypatch
         "x &amp; y",
         "p287_001",
         "lowest 0.8000 at step 20",
+        "best checkpoint</dt><dd>step 20",
         "0.00 hours, started 2 times",
     ):
         assert text in page, text
