@@ -178,7 +178,7 @@ class DenseBlock(nn.Module):
     Each convolution sees the block's input and all outputs before it: 1x1 to C, norm, PReLU, 3x3 depth-wise. The 1x1
     comes first, so that the depth-wise part works on C channels instead of on the growing concatenation; the norm comes
     before the depth-wise part, because its statistics then are those of a matrix product, which is in memory anyway
-    (XLA would compute the depth-wise sum once for each statistic: measured 1.5 to 1.7 times slower on CPU).
+    (XLA:CPU would compute the depth-wise sum once for each statistic: `benchmarks/training.py --parts norms`).
 
     References:
       DB-AIAT, arXiv 2110.06467, figure 2 (dilated dense block), made separable.
