@@ -38,8 +38,9 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, keep_best: int):
         import orbax.checkpoint as ocp
 
-        # orbax reports every save at INFO and each cleaned-up leftover at WARNING.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # orbax reports every save at INFO, each cleaned-up leftover at WARNING, and a failed write, which it raises
+        # too, several times at ERROR with tracebacks.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp, self._keep_best = ocp, keep_best
         self._workdir = Path(workdir).absolute()
         self._folder = self._workdir / _FOLDER
@@ -84,7 +85,8 @@ class Checkpoints:
             self._write_ratings()
         state = self._ocp.args.StandardSave(parallel.to_checkpoint(state))
         args = self._ocp.args.Composite(state=state, meta=self._ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args, force=True)
+        with self._told():
+            self._manager.save(step, args=args, force=True)
 
     def rate(self, step: int, rating: float) -> None:
         """Says how good the checkpoint of a step is, the higher the better; before or after it is saved."""
@@ -173,15 +175,40 @@ class Checkpoints:
         parallel.everywhere(True)
 
     def wait(self) -> None:
-        """Waits until everything is on the disk."""
+        """Waits until everything is on the disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with self._told():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is on the disk, and ends what works in the background."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            manager, self._manager = self._manager, None
+            with self._told():
+                try:
+                    manager.wait_until_finished()
+                finally:
+                    manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what a failed write raises, then or at the next call, into a `UserError`."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # tensorstore raises a ValueError for a full disk
+            text = " ".join(str(error).split())
+            full = "No space left" in text or "quota" in text
+            reason = "no space left on the device: free some space" if full else f"{text[:300]}: mend it"
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be saved: {reason}, then run the same command again; it goes "
+                "on from the newest sound one"
+            ) from error
 
 
 def _read_ratings(path: Path) -> dict[int, float | None]:

@@ -1,17 +1,14 @@
 """Runs that are killed, run out of disk or find a damaged checkpoint end with the parameters of one that was not."""
 
 import json
-import os
 import random
-import resource
 import signal
-import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
-from training_runs import SMALL, end, newest, start, write_pairs
+from training_runs import SMALL, end, end_all, newest, start, write_pairs
 
 from saf_jax.config import load_config
 
@@ -31,6 +28,12 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"), count=5)
+
+
+@pytest.fixture(autouse=True)
+def none_is_left_behind():
+    yield
+    end_all()
 
 
 def train(workdir, settings, **changes):
@@ -81,6 +84,22 @@ def test_killed_while_saving(data, tmp_path):
     assert_same_end(settings, tmp_path / "run", tmp_path / "whole")
 
 
+def test_disk_full_while_saving(data, tmp_path):
+    """A limit on the size of files stands for a full disk: the arrays of a checkpoint exceed it, all else does not."""
+    settings = [*SETTINGS, *data, "train.steps=8"]
+    train(tmp_path / "whole", settings)
+    train(tmp_path / "run", [*SETTINGS, *data, "train.steps=4"])
+    status, _, err = end(start(tmp_path / "run", settings, largest_file_bytes=16_000))
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "a checkpoint could not be saved" in last
+    assert "Traceback" not in err
+    train(tmp_path / "run", settings)
+    assert [entry["step"] for entry in log_of(tmp_path / "run") if entry["event"] == "start"] == [0, 4, 4]
+    assert_same_end(settings, tmp_path / "run", tmp_path / "whole")
+
+
 def log_of(workdir):
     """Entries of a log; a kill may have cut a line short."""
     entries = []
@@ -94,7 +113,7 @@ def log_of(workdir):
 
 @pytest.mark.slow
 def test_soak_of_twenty_kills(data, tmp_path):
-    """At random moments, every other time while a checkpoint is written; scores of validation files are under way too."""
+    """At random moments, every other time while a checkpoint is written; scores of files are under way meanwhile."""
     settings = [*SETTINGS, *data, "train.steps=300", "train.score_files=2", "train.score_delay_steps=3"]
     settings += ["train.best_metric=si_sdr_db"]
     began = time.monotonic()

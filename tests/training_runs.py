@@ -1,6 +1,7 @@
 """Small training runs for tests: data, settings, and the commands of one or several processes."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -41,17 +42,28 @@ def write_pairs(folder, count=3, seconds=1.2):
     return [f"data.{part}_{kind}={folder / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
 
 
-def start(workdir, settings, devices=1, arguments=()):
-    """Starts `train.py` in a process of its own with so many simulated devices."""
+_started: list[subprocess.Popen] = []
+
+
+def start(workdir, settings, devices=1, arguments=(), largest_file_bytes=None):
+    """Starts `train.py` in a process of its own with so many simulated devices; writing larger files fails."""
+
+    def limit():
+        if largest_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
+
     command = [sys.executable, ROOT / "train.py", "--config", "paper", "--workdir", workdir, "--quiet", *arguments]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, "--set", *settings],
         env={**os.environ, "XLA_FLAGS": flags},
+        preexec_fn=limit,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    _started.append(process)
+    return process
 
 
 def start_together(workdir, settings, processes, devices):
@@ -72,3 +84,13 @@ def end(process, timeout_seconds=300):
 def newest(config, workdir):
     """Step, state and meta of the newest checkpoint of a run."""
     return Checkpoints(workdir, 1).restore_newest(jax.eval_shape(lambda: init_state(config)))
+
+
+def end_all():
+    """Ends what a failed test left running."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+        if not process.stdout.closed:
+            process.communicate()
