@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -14,7 +15,8 @@ from saf_jax import pretrained
 from saf_jax.config import config_to_dict
 from saf_jax.errors import UserError
 from saf_jax.model.net import SAFNet
-from saf_jax.pretrained import FORMAT, load_weights, save_weights
+from saf_jax.pretrained import FORMAT, initial_variables, load_weights, save_weights
+from saf_jax.training_step import init_state
 
 CONFIG = networks.least(norm="batch")
 
@@ -157,3 +159,32 @@ def test_an_unknown_name_lists_the_shipped_ones(tmp_path, monkeypatch, weights):
         load_weights(None)
     shutil.copy(weights, folder / "weights" / f"{pretrained.DEFAULT}.safetensors")
     assert load_weights(None)[0] == CONFIG
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    config = networks.least()
+    path = tmp_path_factory.mktemp("weights") / "start.safetensors"
+    save_weights(path, config, networks.net_variables(config))
+    return path
+
+
+def starting_from(path, **changes):
+    config = networks.least(**changes)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=str(path), learning_rate=1e-5))
+
+
+def test_training_starts_from_given_weights(weights_file):
+    config = starting_from(weights_file)
+    state = init_state(config, initial_variables(config))
+    wanted = networks.net_variables(networks.least())["params"]
+    jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
+    assert int(state.step) == 0
+    assert initial_variables(networks.least()) is None
+
+
+def test_weights_of_another_network_are_no_start(weights_file):
+    with pytest.raises(UserError, match=r"is another network; differing: model\.width \(4 there, 8 now\)$"):
+        initial_variables(starting_from(weights_file, width=8))
+    with pytest.raises(UserError, match="no such run folder or weights file"):
+        initial_variables(starting_from("nowhere"))
