@@ -166,9 +166,11 @@ class _Loop:
         run.host.valid_loss = loss
         entry = {f"valid_{name}": part for name, part in parts.items()} | self._gap.take(loss, parts)
         run.log("valid", step=self._step, valid_loss=loss, **entry)
-        if self._train.schedule == "plateau":
+        # Not at the last step: a run that is made longer later would have halved the rate for a validation more.
+        if self._train.schedule == "plateau" and self._step % run.validate_every == 0:
             factor = run.host.learning_rate_factor(loss, self._train.plateau_epochs)
-            self._state = self._state.replace(learning_rate_scale=self._state.learning_rate_scale * factor)
+            scale = np.float32(jax.device_get(self._state.learning_rate_scale) * factor)
+            self._state = self._state.replace(learning_rate_scale=parallel.put_state(scale))
         for companion in run.companions:
             companion.after_validation(self._step, self._state)
         if not any(companion.rates for companion in run.companions):
