@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saf_jax.config import STFTConfig
 
@@ -47,7 +48,8 @@ def running_level(
     """
     keep = jnp.exp(-config.hop_samples / (RUNNING_SECONDS * config.sample_rate_hz))
     # Parseval for a one-sided spectrum; 3/8 is the mean square of the Hann window.
-    weights = jnp.full(config.bins, 2.0).at[0].set(1.0).at[-1].set(1.0)
+    weights = np.full(config.bins, 2.0, np.float32)
+    weights[[0, -1]] = 1.0
     power = (jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2) @ weights / (config.window_samples**2 * 3 / 8)
     if state is None:
         state = jnp.zeros((*power.shape[:-1], 2), power.dtype)

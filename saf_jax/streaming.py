@@ -126,7 +126,7 @@ def advance(
     index = index - late
     sounding = jnp.concatenate([state.sounding, is_sounding(noisy)], axis=-1)
     rows = overlap_add(restore(estimate * sounding[:, :hops, None], level[..., None], config), stft)
-    rows = rows.at[:, : ratio - 1].add(state.tail)
+    rows = jnp.concatenate([rows[:, : ratio - 1] + state.tail, rows[:, ratio - 1 :]], axis=1)
     done = (rows[:, :hops] / window_sums(index, None, stft)).reshape(samples.shape)
     # What lies before the signal's first sample is half a window of nothing.
     position = (index[..., None] * hop + jnp.arange(hop)).reshape(samples.shape)
