@@ -59,10 +59,13 @@ def read_json(path):
 def kill(process, workdir, seconds, *, in_save):
     """Kills a run so many seconds after its next checkpoint, or within the save after that; False if it ended."""
     folder = workdir / "checkpoints"
-    before = set(folder.glob("[0-9]*"))
-    saved_time = None
+
+    def finished():
+        return {path.name for path in folder.glob("*") if path.name.isdigit()}
+
+    before, saved_time = finished(), None
     while process.poll() is None:
-        if saved_time is None and set(folder.glob("[0-9]*")) - before:
+        if saved_time is None and finished() - before:
             saved_time = time.monotonic()
         late = saved_time is not None and time.monotonic() - saved_time > seconds
         if late and (not in_save or list(folder.glob("*tmp*"))):

@@ -1,7 +1,6 @@
 """Small training runs for tests: data, settings, and the commands of one or several processes."""
 
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -47,17 +46,15 @@ _started: list[subprocess.Popen] = []
 
 def start(workdir, settings, devices=1, arguments=(), largest_file_bytes=None):
     """Starts `train.py` in a process of its own with so many simulated devices; writing larger files fails."""
-
-    def limit():
-        if largest_file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
-
     command = [sys.executable, ROOT / "train.py", "--config", "paper", "--workdir", workdir, "--quiet", *arguments]
+    if largest_file_bytes is not None:
+        # The limit outlives exec. Not by preexec_fn: it would fork this process, in which jax has threads.
+        code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file_bytes},) * 2)"
+        command = [sys.executable, "-c", f"{code}; os.execv(sys.argv[1], sys.argv[1:])", *command]
     flags = f"--xla_force_host_platform_device_count={devices}"
     process = subprocess.Popen(
         [*command, "--set", *settings],
         env={**os.environ, "XLA_FLAGS": flags},
-        preexec_fn=limit,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
