@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from training_runs import ROOT, SMALL, newest, write_pairs
 
 from saf_jax import audio
-from saf_jax.checkpoint import Checkpoints, load_best
+from saf_jax.checkpoint import load_best
 from saf_jax.config import load_config
 from saf_jax.data import pipeline
 from saf_jax.enhancement import Enhancer
@@ -20,33 +20,6 @@ from saf_jax.metrics import si_sdr_db
 from saf_jax.training import train_and_evaluate
 from saf_jax.training_run import LOG_FILE, HostState
 from saf_jax.training_step import init_state
-
-ROOT = Path(__file__).parent.parent
-
-SMALL = [
-    "model.width=8",
-    "model.heads=2",
-    "model.layers=1",
-    "model.frequency_stride=4",
-    "model.attention_kernel=3",
-    "model.tcn_dilations=[1]",
-    "model.dense_dilations=[1]",
-    "data.crop_seconds=0.5",
-    "train.batch_size=8",
-    "train.score_files=0",
-]
-
-
-def write_pairs(folder, count=3, seconds=1.2):
-    """Pairs of a tone in noise, clean and noisy, in the layout that the config's data section names."""
-    random = np.random.default_rng(0)
-    time = np.arange(int(16000 * seconds)) / 16000
-    for i in range(count):
-        clean = 0.3 * np.sin(2 * np.pi * (200 + 150 * i) * time) * (np.sin(2 * np.pi * 3 * time) > 0)
-        noisy = clean + 0.1 * random.standard_normal(len(time))
-        for kind, samples in (("clean", clean), ("noisy", noisy)):
-            audio.write(folder / kind / f"{i}.wav", audio.Audio(samples.astype(np.float32), 16000))
-    return [f"data.{part}_{kind}={folder / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,14 +36,6 @@ def data(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
-def final_state(config, workdir):
-    checkpoints = Checkpoints(workdir, 1)
-    try:
-        return checkpoints.restore_newest(jax.jit(lambda: init_state(config))())
-    finally:
-        checkpoints.close()
-
-
 def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
     settings = [*SMALL, *data, "train.schedule=plateau", "train.validate_every=2"]
     whole = load_config("paper", [*settings, "train.steps=6"])
@@ -79,8 +44,8 @@ def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
     assert train_and_evaluate(half, tmp_path / "parts", quiet=True)["step"] == 3
     assert train_and_evaluate(whole, tmp_path / "parts", quiet=True)["step"] == 6
 
-    step_a, state_a, _ = final_state(whole, tmp_path / "whole")
-    step_b, state_b, _ = final_state(whole, tmp_path / "parts")
+    step_a, state_a, _ = newest(whole, tmp_path / "whole")
+    step_b, state_b, _ = newest(whole, tmp_path / "parts")
     assert step_a == step_b == 6
     for a, b in zip(
         jax.tree.leaves((state_a.params, state_a.optimizer)), jax.tree.leaves((state_b.params, state_b.optimizer))
