@@ -266,6 +266,7 @@ class LossConfig:
       phase: anti-wrapped phase, group delay and instantaneous angular frequency, in radians (MP-SENet).
       si_sdr: negative scale-invariant signal-to-distortion ratio, in dB: give it a weight near 0.01.
       perceptual: points that PESQ takes away, by a differentiable relative of it: give it a weight near 0.05.
+      metric: the metric discriminator's verdict (MetricGAN), see the section `discriminator`: MP-SENet has 0.05.
     """
 
     complex: float = 0.5
@@ -276,6 +277,7 @@ class LossConfig:
     phase: float = 0.0
     si_sdr: float = 0.0
     perceptual: float = 0.0
+    metric: float = 0.0
 
     def check(self) -> None:
         for field in dataclasses.fields(self):
@@ -389,6 +391,30 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """A second network that learns to tell an estimate's WB-PESQ and judges the first; there while `loss.metric` > 0.
+
+    Attributes:
+      width: channels of its first layer.
+      learning_rate: step size at the start; it falls as `train.learning_rate` does.
+      label_delay_steps: it learns from a batch so many steps after it, whose PESQ is computed meanwhile, at least 2.
+      label_processes: processes that compute PESQ; 0 takes a quarter of the cores.
+    """
+
+    width: int = 16
+    learning_rate: float = 1e-3
+    label_delay_steps: int = 4
+    label_processes: int = 0
+
+    def check(self) -> None:
+        for name, least in (("width", 1), ("label_delay_steps", 2), ("label_processes", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"discriminator.{name}={getattr(self, name)}: must be at least {least}")
+        if self.learning_rate <= 0:
+            raise UserError(f"discriminator.learning_rate={self.learning_rate}: must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -397,6 +423,7 @@ class Config:
     data: DataConfig = DataConfig()
     mixing: MixingConfig = MixingConfig()
     loss: LossConfig = LossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
     train: TrainConfig = TrainConfig()
 
     def check(self) -> None:

@@ -190,7 +190,7 @@ def perceptual_error(estimate: jax.Array, target: jax.Array, samples: jax.Array,
       samples: int32 [B], valid samples of each signal.
       sample_rate_hz: of the samples.
     """
-    heard = jnp.sum(target**2, axis=1) > SILENCE * samples
+    heard = has_speech(target, samples)
     symmetric, asymmetric = disturbance(estimate, target, samples, sample_rate_hz)
     lost = 0.1 * symmetric + 0.0309 * asymmetric
     return Term(jnp.sum(jnp.where(heard, lost, 0.0)), jnp.sum(heard).astype(estimate.dtype))
@@ -220,6 +220,11 @@ def loss_terms(signals: Signals, config: Config) -> dict[str, Term]:
 def weighted_sum(terms: dict[str, Term], config: LossConfig) -> jax.Array:
     """Loss to minimise, from terms that are summed over everything that counts."""
     return sum(getattr(config, name) * term.total / jnp.maximum(term.count, 1) for name, term in terms.items())
+
+
+def has_speech(target: jax.Array, samples: jax.Array) -> jax.Array:
+    """Whether a target, float32 [B, N] at unit level of the noisy signal, is there to be heard: bool [B]."""
+    return jnp.sum(target**2, axis=1) > SILENCE * samples
 
 
 def valid_frames(samples: jax.Array, config: STFTConfig) -> jax.Array:

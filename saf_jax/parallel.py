@@ -161,6 +161,16 @@ def sum_over_devices(tree: Any) -> Any:
     return jax.lax.psum(tree, DEVICES)
 
 
+def gather_over_devices(tree: Any) -> Any:
+    """Arrays [B, ...] of every device's slice -> those of the whole batch; only inside `map_over_devices`."""
+    return jax.lax.all_gather(tree, DEVICES, tiled=True)
+
+
+def device_index() -> jax.Array:
+    """Which slice of the batch is this device's; only inside `map_over_devices`."""
+    return jax.lax.axis_index(DEVICES)
+
+
 def to_checkpoint(state: Any) -> Any:
     """A state on this process's devices as one that is the same on all devices of all processes; no copy."""
     if jax.process_count() == 1:
@@ -188,6 +198,15 @@ def from_main_process(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(tree)
+
+
+def from_all_processes(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, of one shape: [...] -> [processes, ...]; all must ask together."""
+    if jax.process_count() == 1:
+        return array[None]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array)
 
 
 def everywhere(condition: bool) -> bool:

@@ -178,13 +178,19 @@ def synthetic_batch(config: Config) -> dict[str, Any]:
     import numpy as np
 
     from saf_jax import parallel
+    from saf_jax.metric_labels import placeholder_arrays
 
     rng = np.random.default_rng(0)
     count = config.train.batch_size // parallel.process_count()
     length = max(1, round(config.data.crop_seconds * config.stft.sample_rate_hz))
     clean = 0.1 * rng.standard_normal((count, length), np.float32)
     noisy = clean + 0.05 * rng.standard_normal((count, length), np.float32)
-    return {"noisy": noisy, "clean": clean, "samples": np.full(count, length, np.int32)}
+    return {
+        "noisy": noisy,
+        "clean": clean,
+        "samples": np.full(count, length, np.int32),
+        **placeholder_arrays(config, count),
+    }
 
 
 def _steps_per_epoch(config: Config, examples: int | None) -> int | None:

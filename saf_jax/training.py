@@ -16,6 +16,7 @@ from saf_jax.data import pipeline
 from saf_jax.errors import UserError
 from saf_jax.files import user_errors, write_text
 from saf_jax.loss_gap import LossGap
+from saf_jax.metric_labels import MetricLabels
 from saf_jax.pretrained import initial_variables
 from saf_jax.progress import TrainingProgress
 from saf_jax.training_run import Run, open_run
@@ -49,7 +50,9 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, *, quiet: boo
 
 def companions_of(run: Run) -> list[Companion]:
     """What accompanies the training by its config."""
-    return [ValidationScores(run)] if run.config.train.score_files else []
+    labels = [MetricLabels(run.config)] if run.config.loss.metric else []
+    scores = [ValidationScores(run)] if run.config.train.score_files else []
+    return [*labels, *scores]
 
 
 class _Loop:

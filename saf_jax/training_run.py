@@ -17,6 +17,7 @@ from saf_jax.config import Config, config_differences, config_to_dict
 from saf_jax.data import pipeline
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors, write_text
+from saf_jax.metric_labels import check_label_package
 from saf_jax.observers import Observer
 from saf_jax.run_log import LOG_FILE
 from saf_jax.validation import Validation
@@ -24,7 +25,7 @@ from saf_jax.validation import Validation
 # Settings that a resumed run may change: they say how long and with what means, not what is trained.
 _MAY_CHANGE = (
     "train.epochs", "train.steps", "train.checkpoint_seconds", "train.keep_best", "train.log_every",
-    "train.tensorboard",
+    "train.tensorboard", "discriminator.label_processes",
     "data.workers", "data.cache_gb", "data.cache_folder",
 )  # fmt: skip
 
@@ -141,6 +142,7 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
     """
     config.check()
     note = check_best_metric(config)
+    check_label_package(config)
     if config.train.tensorboard:
         tensorboard.check_packages()
     parallel.check_batch_size(config.train.batch_size, config.train.accumulate)

@@ -10,8 +10,9 @@ import optax
 
 from saf_jax import parallel
 from saf_jax.config import Config
+from saf_jax.discriminator_step import advance, init_discriminator, metric_error
 from saf_jax.level import safe_level, sample_level
-from saf_jax.losses import Signals, Term, loss_terms, valid_frames, weighted_sum
+from saf_jax.losses import Signals, Term, has_speech, loss_terms, valid_frames, weighted_sum
 from saf_jax.model.net import SAFNet
 from saf_jax.optimizer import average_weights, build_optimizer, learning_rate
 from saf_jax.signal_path import Analysis, analyse, synthesise
@@ -35,6 +36,7 @@ class TrainState:
       learning_rate_scale: float32, factor on the scheduled learning rate, lowered by the plateau schedule.
       usual_norm: float32, running mean of the gradient's norm.
       skipped: int32, steps left out because their gradient was not finite or exploded.
+      discriminator: a `DiscriminatorState`; empty where `loss.metric` is 0.
     """
 
     step: jax.Array
@@ -45,6 +47,7 @@ class TrainState:
     learning_rate_scale: jax.Array
     usual_norm: jax.Array
     skipped: jax.Array
+    discriminator: Any
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -80,13 +83,25 @@ def init_state(config: Config, variables: dict[str, Any] | None = None) -> Train
         learning_rate_scale=jnp.ones(()),
         usual_norm=jnp.zeros(()),
         skipped=jnp.zeros((), jnp.int32),
+        discriminator=init_discriminator(config) if config.loss.metric else {},
     )
 
 
 def batch_terms(
     config: Config, model: SAFNet, variables: dict[str, Any], batch: Batch, train: bool
 ) -> tuple[dict[str, Term], Any]:
-    """Loss terms of one device's slice of a batch, and the new stored averages of batch norm.
+    """Loss terms of one device's slice of a batch, and the new stored averages of batch norm; see `batch_signals`.
+
+    The metric discriminator's term is none of them.
+    """
+    signals, batch_stats = batch_signals(config, model, variables, batch, train)
+    return loss_terms(signals, config), batch_stats
+
+
+def batch_signals(
+    config: Config, model: SAFNet, variables: dict[str, Any], batch: Batch, train: bool
+) -> tuple[Signals, Any]:
+    """What the losses of one device's slice of a batch compare, and the new stored averages of batch norm.
 
     Args:
       config: the settings.
@@ -102,7 +117,7 @@ def batch_terms(
         batch_stats = changed["batch_stats"]
     else:
         estimate, batch_stats = model.apply(variables, noisy.spectrum, frames), variables.get("batch_stats", {})
-    return loss_terms(compared_signals(estimate, noisy, batch, config), config), batch_stats
+    return compared_signals(estimate, noisy, batch, config), batch_stats
 
 
 def compared_signals(estimate: jax.Array, noisy: Analysis, batch: Batch, config: Config) -> Signals:
@@ -133,8 +148,11 @@ def compared_signals(estimate: jax.Array, noisy: Analysis, batch: Batch, config:
 def term_counts(config: Config, batch: Batch) -> dict[str, jax.Array]:
     """Counts of the loss terms of a batch, without the network: they depend on targets and lengths alone."""
     noisy = analyse(batch["noisy"], config)
-    terms = loss_terms(compared_signals(noisy.spectrum, noisy, batch, config), config)
-    return {name: term.count for name, term in terms.items()}
+    signals = compared_signals(noisy.spectrum, noisy, batch, config)
+    counts = {name: term.count for name, term in loss_terms(signals, config).items()}
+    if config.loss.metric:
+        counts["metric"] = jnp.sum(has_speech(signals.target_samples, signals.samples)).astype(jnp.float32)
+    return counts
 
 
 def build_train_step(
@@ -149,39 +167,43 @@ def build_train_step(
     model, optimizer = build_model(config, training=True), build_optimizer(config)
     train = config.train
 
-    def part_gradient(params: Any, batch_stats: Any, counts: dict[str, jax.Array], batch: Batch) -> tuple:
-        """What a part of the batch adds to gradient and loss, and the new stored averages of batch norm."""
+    def part_gradient(state: TrainState, batch_stats: Any, counts: dict[str, jax.Array], batch: Batch) -> tuple:
+        """What a part of the batch adds to gradient and loss; the new stored averages of batch norm; what is judged."""
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple]:
             variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
-            terms, changed = batch_terms(config, model, variables, batch, train=True)
+            signals, changed = batch_signals(config, model, variables, batch, train=True)
+            terms = loss_terms(signals, config)
+            if config.loss.metric:
+                terms["metric"] = metric_error(config, state.discriminator.params, signals)
             # With the count of the whole batch below the line, the parts' gradients sum to that of the whole.
             shares = {name: Term(term.total, counts[name]) for name, term in terms.items()}
-            return weighted_sum(shares, config.loss), (shares, changed)
+            return weighted_sum(shares, config.loss), (shares, changed, signals)
 
-        (share, (shares, changed)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (share, (shares, changed, signals)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         totals = {name: term.total / jnp.maximum(term.count, 1) for name, term in shares.items()}
-        return (gradient, {"loss": share, **totals}), changed
+        return (gradient, {"loss": share, **totals}), changed, signals if config.loss.metric else {}
 
     def device_gradient(state: TrainState, batch: Batch) -> tuple:
         """As `part_gradient`, for the device's slice of the batch taken in `train.accumulate` parts."""
         counts = parallel.sum_over_devices(term_counts(config, batch))
         if train.accumulate == 1:
-            return part_gradient(state.params, state.batch_stats, counts, batch)
+            return part_gradient(state, state.batch_stats, counts, batch)
 
-        def add_part(carry: tuple, part: Batch) -> tuple[tuple, None]:
+        def add_part(carry: tuple, part: Batch) -> tuple[tuple, Any]:
             sums, batch_stats = carry
-            found, batch_stats = part_gradient(state.params, batch_stats, counts, part)
-            return (jax.tree.map(jnp.add, sums, found), batch_stats), None
+            found, batch_stats, judged = part_gradient(state, batch_stats, counts, part)
+            return (jax.tree.map(jnp.add, sums, found), batch_stats), judged
 
         parts = jax.tree.map(lambda leaf: leaf.reshape(train.accumulate, -1, *leaf.shape[1:]), batch)
         first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes, _ = jax.eval_shape(part_gradient, state.params, state.batch_stats, counts, first)
+        shapes, *_ = jax.eval_shape(part_gradient, state, state.batch_stats, counts, first)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(add_part, (nothing, state.batch_stats), parts)[0]
+        (found, batch_stats), judged = jax.lax.scan(add_part, (nothing, state.batch_stats), parts)
+        return found, batch_stats, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), judged)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        found, batch_stats = device_gradient(state, batch)
+        found, batch_stats, judged = device_gradient(state, batch)
         gradient, losses = parallel.sum_over_devices(found)
 
         norm = optax.tree.norm(gradient)
@@ -207,7 +229,14 @@ def build_train_step(
             usual_norm=keep_if_bad(usual_norm, state.usual_norm),
             skipped=state.skipped + jnp.where(usable, 0, 1),
         )
-        return new_state, {**losses, "gradient_norm": norm, "learning_rate": rate, "usable": usable}
+        result = {**losses, "gradient_norm": norm, "learning_rate": rate, "usable": usable}
+        if config.loss.metric:
+            its_rate = config.discriminator.learning_rate * rate / train.learning_rate
+            discriminator, its_result = advance(
+                config, state.discriminator, state.step, batch["labels"], judged, its_rate
+            )
+            new_state, result = new_state.replace(discriminator=discriminator), result | its_result
+        return new_state, result
 
     return step
 

@@ -303,6 +303,14 @@ def test_a_batch_that_the_devices_cannot_share(size, message):
     parallel.check_batch_size(16)
 
 
+def test_a_batch_that_processes_or_parts_cannot_share(monkeypatch):
+    with pytest.raises(UserError, match=r"8 devices cannot share it evenly in 2 parts each .*: use 16 or 32"):
+        parallel.check_batch_size(24, accumulate=2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="the 8 devices of 2 processes cannot share it evenly: use 8 or 16"):
+        parallel.check_batch_size(12)
+
+
 def test_splitting_a_batch_keeps_its_order():
     parts = parallel.split_batch({"a": np.arange(32).reshape(16, 2)})["a"]
     assert parts.shape == (8, 2, 2)
