@@ -194,6 +194,8 @@ def save_onnx(path: str | os.PathLike, config: Config, variables: Any, *, stream
         inputs = [("batch", "frames", config.stft.bins, 2)]
         arguments, results = ["spectrum"], ["enhanced"]
     model = to_onnx(function, inputs, model_name="saf_jax", opset=_OPSET, input_names=arguments, output_names=results)
+    # While it traces, it puts primitives of its own into jax's functions; what was traced so must not be run.
+    jax.clear_caches()
     onnx.helper.set_model_props(model, notes)
     with atomic_path(path) as temporary:
         onnx.save(model, temporary)

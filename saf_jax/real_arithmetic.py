@@ -43,7 +43,10 @@ def _evaluate(closed: core.ClosedJaxpr, args: list[Any]) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]))
 
     def read(atom: Any) -> Any:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+        value = np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+        # A constant: split here, since exporters have no complex ones.
+        constant = isinstance(value, np.ndarray) and np.iscomplexobj(value)
+        return Pair(np.real(value), np.imag(value)) if constant else value
 
     for equation in jaxpr.eqns:
         results = _apply(equation, [read(atom) for atom in equation.invars])
@@ -82,7 +85,7 @@ def _parts(x: Any) -> Pair:
     """A pair, whatever x is."""
     if isinstance(x, Pair):
         return x
-    return Pair(jnp.real(x), jnp.imag(x) if jnp.iscomplexobj(x) else jnp.zeros_like(x))
+    return Pair(x, jnp.zeros_like(x))
 
 
 def _multiply(a: Any, b: Any, **_: Any) -> Pair:
