@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("saf_jax.report", "one HTML page about an evaluation or a training run: tables, curves, sounds"),
     "compare": ("saf_jax.compare", "evaluations side by side, with paired differences: did a change help?"),
     "info": ("saf_jax.info", "parameters, cost, STFT and receptive field of a config or of weights"),
+    "weights": ("saf_jax.weights_command", "the networks that come with the package; --recommend measures them here"),
     "export": ("saf_jax.export", "a network for other runtimes: safetensors, StableHLO, ONNX"),
     "prepare": ("saf_jax.data.prepare_command", "make training data: Voice Bank + DEMAND, or any folders"),
     "mix": ("saf_jax.data.mix_command", "write a fixed test set of speech in noise at stated ratios"),

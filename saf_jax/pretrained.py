@@ -13,8 +13,12 @@ DEFAULT = "saf-tiny"
 
 def shipped_weights() -> list[str]:
     """Names of the weights that come with the package."""
-    folder = Path(__file__).parent / "weights"
-    return sorted(path.stem for path in folder.glob("*.safetensors"))
+    return sorted(path.stem for path in shipped_path("").parent.glob("*.safetensors"))
+
+
+def shipped_path(name: str) -> Path:
+    """Where shipped weights of that name lie; their model card lies beside them."""
+    return Path(__file__).parent / "weights" / f"{name}.safetensors"
 
 
 def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
@@ -35,15 +39,14 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
             raise UserError("no weights come with this version: name a training run or a weights file with --weights")
         source = DEFAULT
     path = Path(source)
-    shipped = Path(__file__).parent / "weights" / f"{source}.safetensors"
     if path.is_dir():
         from saf_jax.checkpoint import load_best
 
         return load_best(path)
     if path.is_file():
         return load_weights_file(path)
-    if shipped.is_file():
-        return load_weights_file(shipped)
+    if str(source) in shipped_weights():
+        return load_weights_file(shipped_path(str(source)))
     names = ", ".join(shipped_weights()) or "none yet"
     raise UserError(f"{source}: no such run folder or weights file, nor shipped weights (shipped: {names})")
 

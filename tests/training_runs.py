@@ -44,9 +44,9 @@ def write_pairs(folder, count=3, seconds=1.2):
 _started: list[subprocess.Popen] = []
 
 
-def start(workdir, settings, devices=1, arguments=(), largest_file_bytes=None):
+def start(workdir, settings, devices=1, arguments=(), largest_file_bytes=None, config="paper"):
     """Starts `train.py` in a process of its own with so many simulated devices; writing larger files fails."""
-    command = [sys.executable, ROOT / "train.py", "--config", "paper", "--workdir", workdir, "--quiet", *arguments]
+    command = [sys.executable, ROOT / "train.py", "--config", config, "--workdir", workdir, "--quiet", *arguments]
     if largest_file_bytes is not None:
         # The limit outlives exec. Not by preexec_fn: it would fork this process, in which jax has threads.
         code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file_bytes},) * 2)"
