@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 from networks import tone_in_noise
 
-from saf_jax import export, streaming
+from saf_jax import audio, export, streaming
 from saf_jax.cli import main
-from saf_jax.config import config_to_dict
+from saf_jax.config import STFTConfig, config_to_dict
 from saf_jax.enhancement import enhance_padded
 from saf_jax.errors import UserError
 from saf_jax.level import sample_level
@@ -118,6 +119,69 @@ def test_onnx_of_the_step(tmp_path, weights, variables, session):
         state = dict(zip(state, new))
         got.append(enhanced)
     np.testing.assert_allclose(np.stack(got), wanted_stream(variables, hops), atol=1e-4)
+
+
+# At the rate of real recordings.
+REAL = dataclasses.replace(CONFIG, stft=STFTConfig())
+
+
+@pytest.fixture(scope="module")
+def real_case(audio_root):
+    """1.5 s of a real voice in real noise at 5 dB, float32 [N] at unit level, and variables for it."""
+    rate = REAL.stft.sample_rate_hz
+    voice, noise = (
+        audio.read_mono(audio.list_audio(audio_root / "dev" / kind)[0], rate)[rate : rate * 5 // 2]
+        for kind in ("clean", "noise")
+    )
+    noisy = voice + noise * np.sqrt(np.mean(voice**2) / np.mean(noise**2) / 10**0.5)
+    return noisy / float(sample_level(noisy, REAL.stft)), networks.net_variables(REAL)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
+def test_the_network_on_real_audio(tmp_path, real_case, session, kind):
+    samples, variables = real_case
+    noisy = np.asarray(stft(samples[None], REAL.stft))
+    spectrum = np.stack([noisy.real, noisy.imag], -1)
+    ours = jax.jit(export.network_function(REAL, variables))(spectrum)
+    if kind == "stablehlo":
+        export.save_stablehlo(tmp_path / "net", REAL, variables)
+        got = np.asarray(export.load_stablehlo(tmp_path / "net")(spectrum))
+    else:
+        export.save_onnx(tmp_path / "net", REAL, variables)
+        (got,) = session(tmp_path / "net").run(["enhanced"], {"spectrum": spectrum})
+    signals = [istft(out[..., 0] + 1j * out[..., 1], REAL.stft, len(samples)) for out in (got, np.asarray(ours))]
+    assert np.sqrt(np.mean(np.square(signals[1]))) > 0.01
+    np.testing.assert_allclose(*signals, atol=1e-4)
+    np.testing.assert_allclose(got, ours, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
+def test_the_step_on_real_audio(tmp_path, real_case, session, kind):
+    samples, variables = real_case
+    hops = samples[: len(samples) // REAL.stft.hop_samples * REAL.stft.hop_samples]
+    hops = hops.reshape(-1, 1, REAL.stft.hop_samples)
+    function, state = export.step_function(REAL, variables)
+    if kind == "stablehlo":
+        export.save_stablehlo(tmp_path / "step", REAL, variables, stream=True)
+        step = export.load_stablehlo(tmp_path / "step")
+    else:
+        export.save_onnx(tmp_path / "step", REAL, variables, stream=True)
+        model = session(tmp_path / "step")
+
+        def step(hop, state):
+            enhanced, *new = model.run(None, {"samples": hop, **state})
+            return enhanced, dict(zip(state, new))
+
+    ours, theirs, got, wanted = jax.jit(function), state, [], []
+    for hop in hops:
+        enhanced, state = ours(hop, state)
+        wanted.append(enhanced)
+        enhanced, theirs = step(hop, theirs)
+        got.append(enhanced)
+    assert np.sqrt(np.mean(np.square(wanted))) > 0.01
+    np.testing.assert_allclose(np.stack(got), np.stack(wanted), atol=1e-4)
 
 
 def test_safetensors_with_config_and_card(tmp_path, weights, variables):
