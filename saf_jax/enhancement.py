@@ -152,7 +152,7 @@ class Enhancer:
             channels, length = block.shape
             if not states:
                 given_level = None if self.config.model.causal else np.array([level])
-                states = [streaming.start(self.config, self.variables, 1, given_level)] * channels
+                states = [streaming.start(self.config, 1, given_level)] * channels
             if length < size:
                 # The last block tells where the signal ends.
                 states = [state._replace(left=np.array([length], np.int32)) for state in states]

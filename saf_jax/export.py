@@ -96,7 +96,7 @@ def step_function(config: Config, variables: Any) -> tuple[Callable, dict[str, A
 
     if not config.model.causal:
         raise UserError(f"--stream: this network looks ahead: {streaming.causal_hint()}")
-    start = streaming.start(config, variables, 1)
+    start = streaming.start(config, 1)
     paths, structure = jax.tree_util.tree_flatten_with_path(start)
     names = [f"state_{i:03d}_{path[0].name}" for i, (path, _) in enumerate(paths)]
 

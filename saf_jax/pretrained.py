@@ -108,14 +108,12 @@ def load_weights_file(path: str | os.PathLike) -> tuple[Config, Any]:
     """Reads a file that `save_weights` wrote; refuses anything else in one line."""
     import json
 
-    import jax
-    import jax.numpy as jnp
     import numpy as np
     from flax import traverse_util
     from safetensors import SafetensorError, safe_open
 
     from saf_jax.config import config_from_dict
-    from saf_jax.model.net import SAFNet
+    from saf_jax.model.net import variable_shapes
 
     try:
         with safe_open(path, framework="numpy") as file:
@@ -138,8 +136,7 @@ def load_weights_file(path: str | os.PathLike) -> tuple[Config, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     variables = traverse_util.unflatten_dict(flat, sep="/")
-    spectrum = jax.ShapeDtypeStruct((1, 8, config.stft.bins), jnp.complex64)
-    wanted = jax.eval_shape(SAFNet(config.model).init, jax.random.key(0), spectrum)
+    wanted = {name: tree for name, tree in variable_shapes(config.model, config.stft.bins).items() if name != "past"}
     wanted = traverse_util.flatten_dict(wanted, sep="/")
     if {key: (leaf.shape, leaf.dtype) for key, leaf in wanted.items()} != {
         key: (value.shape, value.dtype) for key, value in flat.items()

@@ -12,7 +12,7 @@ from saf_jax.config import Config, STFTConfig
 from saf_jax.errors import UserError
 from saf_jax.level import running_level
 from saf_jax.model.delay import network_delay
-from saf_jax.model.net import SAFNet
+from saf_jax.model.net import SAFNet, variable_shapes
 from saf_jax.signal_path import is_sounding, normalise, restore
 from saf_jax.transforms import frame_spectra, overlap_add, window_sums
 
@@ -55,22 +55,17 @@ def _history_samples(stft: STFTConfig) -> int:
     return stft.window_samples - stft.hop_samples + stft.window_samples // 2 % stft.hop_samples
 
 
-def start(config: Config, variables: Any, batch: int, level: jax.Array | None = None) -> StreamState:
+def start(config: Config, batch: int, level: jax.Array | None = None) -> StreamState:
     """The state before the first sample of `batch` signals, whose ends are not known.
 
     Args:
       config: settings of the network.
-      variables: its parameters.
       batch: number of signals B.
       level: float [B], what a network that is not causal divides the signals by.
     """
     stft, model = config.stft, config.model
 
-    def past_of_one_frame(variables: Any, spectrum: jax.Array) -> Any:
-        return SAFNet(model).apply(variables, spectrum, mutable=["past"])[1]
-
-    spectrum = jax.ShapeDtypeStruct((batch, 1, stft.bins), np.complex64)
-    past = jax.eval_shape(past_of_one_frame, variables, spectrum)
+    past = {name: of_one for name, of_one in variable_shapes(model, stft.bins).items() if name == "past"}
     # Numpy's zeros: jax would compile a program for each shape.
     return StreamState(
         hops=np.zeros(batch, np.int32),
@@ -78,7 +73,7 @@ def start(config: Config, variables: Any, batch: int, level: jax.Array | None = 
         history=np.zeros((batch, _history_samples(stft)), np.float32),
         level=np.zeros((batch, 2), np.float32) if model.causal else np.asarray(level, np.float32)[:, None],
         sounding=np.zeros((batch, network_delay(model)), bool),
-        past=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), past),
+        past=jax.tree.map(lambda leaf: np.zeros((batch, *leaf.shape[1:]), leaf.dtype), past),
         tail=np.zeros((batch, stft.window_samples // stft.hop_samples - 1, stft.hop_samples), np.float32),
     )
 
@@ -199,7 +194,7 @@ def stream(config: Config, variables: Any) -> tuple[Callable, Callable]:
     if not config.model.causal:
         # Besides looking ahead, it needs the level of the whole signal.
         raise UserError(f"this network looks ahead and cannot stream: {causal_hint()}")
-    template = start(config, variables, 1)
+    template = start(config, 1)
     variables = jax.device_put(variables)
 
     def init(batch: int | None = None) -> StreamState:

@@ -67,7 +67,7 @@ def test_the_networks_function_is_what_enhances(variables):
 
 def wanted_stream(variables, hops):
     """The hops of `advance`: [n, 1, hop_samples]."""
-    state, out = streaming.start(CONFIG, variables, 1), []
+    state, out = streaming.start(CONFIG, 1), []
     for hop in hops:
         state, enhanced = streaming.advance(CONFIG, variables, state, hop)
         out.append(np.asarray(enhanced))

@@ -144,7 +144,7 @@ def test_the_start_is_forgotten_but_not_the_place(variables):
 
 def test_channels_that_share_a_level_keep_their_balance(variables, signal):
     def enhanced(channels):
-        states, got = [start(CONFIG, variables, 1)] * 2, []
+        states, got = [start(CONFIG, 1)] * 2, []
         for hop in hops_of(channels, CONFIG):
             levels = common_levels(CONFIG, states, hop)
             pairs = [advance(CONFIG, variables, state, row[None], levels) for state, row in zip(states, hop)]

@@ -1,5 +1,8 @@
 """The whole network: compressed noisy spectrum in, compressed estimate of the clean spectrum out."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,3 +86,16 @@ class SAFNet(nn.Module):
         mask = Delay(dense_delay(self.config))(mask)
         estimate = jax.lax.complex(estimate_real, estimate_imaginary)
         return estimate if mask is None else estimate * mask[..., 0]
+
+
+@functools.cache
+def variable_shapes(config: ModelConfig, bands: int) -> dict[str, Any]:
+    """Shapes and types of the network's variables by collection, "past" among them, which is that of one signal.
+
+    One trace for all who ask: tracing is a good part of what a command that enhances one short file takes.
+    """
+
+    def variables(spectrum: jax.Array) -> dict[str, Any]:
+        return SAFNet(config).apply({}, spectrum, rngs={"params": jax.random.key(0)}, mutable=True)[1]
+
+    return jax.eval_shape(variables, jax.ShapeDtypeStruct((1, 1, bands), jnp.complex64))
