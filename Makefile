@@ -20,7 +20,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations 30
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -36,7 +36,7 @@ class Validation:
         sums = jax.device_get(sums)
         return (
             float(weighted_sum(sums, self._config.loss)),
-            {name: float(term.total / term.count) for name, term in sums.items()},
+            {name: float(term.total / max(term.count, 1)) for name, term in sums.items()},
         )
 
 
