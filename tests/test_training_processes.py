@@ -91,6 +91,7 @@ def test_devices_and_processes_do_not_change_the_result(data, tmp_path, kinds, m
     np.testing.assert_allclose(losses[1:], [losses[0]] * (len(kinds) - 1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all(data, tmp_path):
     settings = [*SETTINGS, *data, "train.steps=100000", "train.validate_every=100000"]
     processes = start_together(tmp_path / "run", settings, 2, 4)

@@ -87,6 +87,7 @@ def test_killed_while_saving(data, tmp_path):
     assert_same_end(settings, tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_disk_full_while_saving(data, tmp_path):
     """A limit on the size of files stands for a full disk: the arrays of a checkpoint exceed it, all else does not."""
     settings = [*SETTINGS, *data, "train.steps=8"]
