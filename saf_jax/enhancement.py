@@ -22,7 +22,7 @@ from saf_jax.signal_path import analyse, is_sounding, synthesise
 # no more compiled programs than there are lengths.
 BUCKET_SECONDS = (1.5, 2.5, 4.0, 6.0, 10.0, 20.0)
 # What is longer, and everything on a CPU, is worked off in pieces: on a CPU so short that one array of features takes
-# this many bytes, of which the caches hold a few. Measured on two cores with 10 s and the paper's network: 32, 48, 64, 96
+# this many bytes, of which the caches hold a few. Measured on two cores, 10 s and the paper's network: 32, 48, 64, 96
 # frames take 0.137, 0.121, 0.138 and 0.132 of real time; for a fifth of the features 64 frames are faster than 48.
 PIECE_BYTES_ON_CPU = 2**20
 
