@@ -9,7 +9,7 @@ from saf_jax import parallel
 from saf_jax.observers import Observer
 
 # Shown elsewhere on the bar, or of no use there.
-_NOT_PARTS = ("time", "event", "step", "skipped", "loss", "audio_seconds_per_second", "device_memory_gb")
+_NOT_PARTS = ("unix_seconds", "event", "step", "skipped", "loss", "audio_seconds_per_second", "device_memory_gb")
 
 
 class TrainingProgress(Observer):

@@ -85,8 +85,8 @@ def trained_seconds(entries: Iterable[Entry]) -> float:
     total, last = 0.0, None
     for entry in entries:
         if entry["event"] != "start" and last is not None:
-            total += max(0.0, entry["time"] - last)
-        last = entry["time"]
+            total += max(0.0, entry["unix_seconds"] - last)
+        last = entry["unix_seconds"]
     return total
 
 

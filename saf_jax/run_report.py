@@ -30,7 +30,7 @@ _POINTS = 400
 _SIDES = ("noisy", "enhanced", "clean")
 # What entries of training hold besides the parts of the loss.
 _NOT_LOSSES = (
-    "time", "event", "step", "epoch", "skipped", "loss", "gradient_norm", "learning_rate",
+    "unix_seconds", "event", "step", "epoch", "skipped", "loss", "gradient_norm", "learning_rate",
     "audio_seconds_per_second", "device_memory_gb",
 )  # fmt: skip
 

@@ -46,7 +46,7 @@ class TensorBoard(Observer):
             self._writer = tensorboardX.SummaryWriter(str(self._folder), purge_step=step + 1)
         elif event in ("train", "valid", "scores"):
             for name, value in entry.items():
-                if name not in ("time", "event", "step"):
+                if name not in ("unix_seconds", "event", "step"):
                     self._writer.add_scalar(f"{event}/{name}", float(value), step)
 
     def hear(self, step: int, files: Sequence[ListeningFile]) -> None:

@@ -106,7 +106,7 @@ class Run:
     def log(self, event: str, **entry: Any) -> None:
         """Adds a line to the log and shows it; only the main process does."""
         if parallel.is_main_process():
-            entry = {"time": round(time.time(), 3), "event": event, **entry}
+            entry = {"unix_seconds": round(time.time(), 3), "event": event, **entry}
             with user_errors(self.workdir / LOG_FILE), (self.workdir / LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             for observer in self.observers:

@@ -24,11 +24,12 @@ def test_bar_shows_what_a_person_wants_to_know(monkeypatch, capsys, clock):
     with TrainingProgress(1000, 40, 50, 12.0, quiet=False) as progress:
         clock[0] += 4.0
         assert progress.advance(60) == {"audio_seconds_per_second": 60.0, "device_memory_gb": 3.25}
-        progress.show({"event": "train", "time": 1, "step": 60, "loss": 0.5, "complex": 0.25, "gradient_norm": 1.5})
+        parts = {"complex": 0.25, "time": 0.125, "gradient_norm": 1.5}
+        progress.show({"event": "train", "unix_seconds": 1, "step": 60, "loss": 0.5, **parts})
         progress.show({"event": "valid", "step": 60, "valid_loss": 0.75, "gap": 0.25})
         progress.show({"event": "scores", "step": 60, "wb_pesq": 2.5, "noisy_wb_pesq": 2.0})
     shown = capsys.readouterr().err
-    for text in ("epoch 2", "60/1000", "loss 0.5000", "60.0 audio-s/s 3.2 GB", "complex 0.25", "gradient_norm 1.5",
+    for text in ("epoch 2", "60/1000", "loss 0.5000", "60.0 audio-s/s 3.2 GB", "complex 0.25", "time 0.125",
                  "step 60: valid 0.7500 gap +0.2500", "wb_pesq 2.5"):  # fmt: skip
         assert text in shown, text
     assert "noisy_wb_pesq" not in shown

@@ -18,7 +18,7 @@ from saf_jax.run_report import write_run_report
 
 def write_log(folder, entries, end=""):
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps({"time": 1000.0 + i, **entry}) + "\n" for i, entry in enumerate(entries))
+    text = "".join(json.dumps({"unix_seconds": 1000.0 + i, **entry}) + "\n" for i, entry in enumerate(entries))
     (folder / "log.jsonl").write_text(text + end)
 
 
@@ -49,7 +49,7 @@ INTERRUPTED = [
 
 
 def test_steps_that_were_done_twice_count_once(tmp_path):
-    write_log(tmp_path, INTERRUPTED, end='{"time": 2000, "event": "tra')
+    write_log(tmp_path, INTERRUPTED, end='{"unix_seconds": 2000, "event": "tra')
     entries = read_log(tmp_path)
     losses = curve(entries, "train", "loss")
     assert list(losses.steps) == [20, 40, 60] and list(losses.values) == [0.9, 0.7, 0.5]

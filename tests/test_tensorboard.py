@@ -26,8 +26,8 @@ def events_in(folder) -> list[Event]:
 def test_scalars_pictures_and_sounds(tmp_path):
     board = TensorBoard(tmp_path, 8000)
     board.show({"event": "start", "step": 40, "devices": "1 x cpu"})
-    board.show({"time": 5.0, "event": "train", "step": 60, "loss": 0.5, "learning_rate": 1e-3})
-    board.show({"time": 6.0, "event": "scores", "step": 60, "wb_pesq": 2.25})
+    board.show({"unix_seconds": 5.0, "event": "train", "step": 60, "loss": 0.5, "learning_rate": 1e-3})
+    board.show({"unix_seconds": 6.0, "event": "scores", "step": 60, "wb_pesq": 2.25})
     tone = np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000).astype(np.float32)
     file = ListeningFile("p287_001", {"noisy": tone, "enhanced": 0.5 * tone, "clean": tone})
     board.hear(60, [file])
