@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from saf_jax.errors import UserError
@@ -68,7 +67,7 @@ def card_head(name: str) -> dict[str, Any]:
 
     from saf_jax.pretrained import shipped_path
 
-    text = Path(shipped_path(name)).with_suffix(".md").read_text(encoding="utf-8")
+    text = shipped_path(name).with_suffix(".md").read_text(encoding="utf-8")
     return yaml.safe_load(text.split("---\n")[1])
 
 

@@ -29,3 +29,14 @@ def write_pairs(root: Path, count: int = 6) -> Path:
         lines.append(f"s{i} {'bus' if i % 2 else 'cafe'} {2.5 if i < count / 2 else 7.5}\n")
     (root / "log.txt").write_text("".join(lines))
     return root
+
+
+def write_narrow_pairs(root: Path) -> Path:
+    """Writes three pairs at 8 kHz, each noisier than the one before, as validation files of a small network."""
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        clean = speech_like(1.2, seed)[::2]
+        noisy = clean + 0.01 * (seed + 1) * rng.standard_normal(len(clean))
+        for side, samples in (("clean", clean), ("noisy", noisy)):
+            audio.write(root / side / f"s{seed}_1.wav", audio.Audio(samples.astype(np.float32), 8000))
+    return root

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import speech_like
+from pairs import write_narrow_pairs
 
 from saf_jax import audio, metrics
 from saf_jax.config import DataConfig, TrainConfig
@@ -67,13 +67,7 @@ class RunOnPaper:
 @pytest.fixture(scope="module")
 def scored_config(tmp_path_factory):
     """A small config at 8 kHz with three validation pairs, two of which are scored."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for seed in range(3):
-        clean = speech_like(1.2, seed)[::2]
-        noisy = clean + 0.01 * (seed + 1) * rng.standard_normal(len(clean))
-        for side, samples in (("clean", clean), ("noisy", noisy)):
-            audio.write(folder / side / f"s{seed}_1.wav", audio.Audio(samples.astype(np.float32), 8000))
+    folder = write_narrow_pairs(tmp_path_factory.mktemp("pairs"))
     config = networks.least()
     return dataclasses.replace(
         config,

@@ -7,9 +7,9 @@ import jax
 import networks
 import numpy as np
 import pytest
-from pairs import speech_like
+from pairs import write_narrow_pairs
 
-from saf_jax import audio, parallel
+from saf_jax import parallel
 from saf_jax.checkpoint import Checkpoints
 from saf_jax.config import Config, DataConfig, STFTConfig, TrainConfig
 from saf_jax.training import train_and_evaluate
@@ -19,13 +19,7 @@ from saf_jax.training_step import init_state
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
     """The least network on three pairs at 8 kHz, validated at every second step, scored one step later."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for seed in range(3):
-        clean = speech_like(1.2, seed)[::2]
-        noisy = clean + 0.01 * (seed + 1) * rng.standard_normal(len(clean))
-        for side, samples in (("clean", clean), ("noisy", noisy)):
-            audio.write(folder / side / f"s{seed}_1.wav", audio.Audio(samples.astype(np.float32), 8000))
+    folder = write_narrow_pairs(tmp_path_factory.mktemp("pairs"))
     folders = [(str(folder / side),) for side in ("clean", "noisy")]
     return Config(
         stft=STFTConfig(sample_rate_hz=8000, window_samples=80, hop_samples=40),

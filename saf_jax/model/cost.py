@@ -1,5 +1,6 @@
 """What the network costs and sees, counted from the shapes of its layers, whatever implementation computes them."""
 
+import dataclasses
 import functools
 import math
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import Config, ModelConfig
+from saf_jax.model.delay import network_delay
 from saf_jax.model.layers import DepthwiseConv, Pointwise
 from saf_jax.model.local_attention import LocalBandAttention
 from saf_jax.model.net import SAFNet
@@ -15,9 +17,8 @@ from saf_jax.model.net import SAFNet
 
 def context_frames(model: ModelConfig) -> tuple[int, int]:
     """Frames before and after frame t that output frame t depends on."""
-    dense = sum(model.dense_dilations)
-    layer = max(model.attention_kernel - 1, 0) // 2 + sum(model.tcn_dilations) * (model.tcn_kernel - 1) // 2
-    one_side = 2 * dense + model.layers * layer
+    # How late a network that looks ahead gives its estimate is how far it sees; a causal one sees it all in the past.
+    one_side = network_delay(dataclasses.replace(model, causal=False))
     return (2 * one_side, 0) if model.causal else (one_side, one_side)
 
 
