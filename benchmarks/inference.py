@@ -70,7 +70,7 @@ def measure(config_name: str, seconds: float, cores: int, whole: bool, repeats: 
         times.append(clocked(enhance))
         products += [clocked(lambda: multiply(matrix, matrix).block_until_ready()) for _ in range(3)]
     matmul_rate = 2 * 2048**3 / min(products)
-    operations = 2 * count_macs_per_second(config) * seconds
+    operations = 2 * count_macs_per_second(config, seconds) * seconds
     return {
         "first_call_s": first,
         "real_time_factor": min(times) / seconds,

@@ -88,7 +88,7 @@ def measure_step(config: Config, rounds: int) -> None:
     dtype = "bfloat16" if gpu and config.train.precision == "bfloat16" else "float32"
     flops, bandwidth = best_rates(8192 if gpu else 2048, 4000 if gpu else 250, dtype)
     # Three passes of the network's products (forward, input's and weights' gradients).
-    counted = 3 * 2 * count_macs_per_second(config) * audio_seconds / whole
+    counted = 3 * 2 * count_macs_per_second(config, config.data.crop_seconds) * audio_seconds / whole
     analysis = step.compiled.cost_analysis()
     for name, rate, best, unit in (
         ("the network's own arithmetic, three passes", counted, flops, "FLOP/s"),

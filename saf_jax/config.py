@@ -66,8 +66,12 @@ class ModelConfig:
       streams: inputs of the Spectrum Encoders. "both" is the paper's pair (magnitude and phase; real and imaginary);
         the others keep one encoder.
       width: channels C between all modules.
-      layers: number of Spectrum Attention Fusion layers.
-      heads: heads of the values and of local attention; divides `width`.
+      layers: number of layers between encoders and decoders.
+      layer_kind: "saf" is the paper's Spectrum Attention Fusion layer; "transformer" is the baseline that it replaces,
+        self-attention over frequency and over the whole signal in time, to which `attention_kernel`, `local_window`
+        and `tcn_*` do not apply.
+      heads: heads of the values and of all dot-product attention; divides `width`.
+      feedforward_factor: inner width of a transformer layer's feed-forward part over `width`.
       attention_kernel: side of the large convolution of the SAF module, odd, 3 to 21; 0 leaves the module out.
       local_window: neighbouring bands that local attention sees, 1, 3, 5 or 7; 0 leaves it out.
       norm: "layer" (over C), "group" (over F and groups of C), "instance" (over F), each within one frame; "batch"
@@ -88,7 +92,9 @@ class ModelConfig:
     streams: Literal["both", "magnitude_phase", "magnitude", "complex"] = "both"
     width: int = 64
     layers: int = 6
+    layer_kind: Literal["saf", "transformer"] = "saf"
     heads: int = 4
+    feedforward_factor: int = 4
     attention_kernel: int = 11
     local_window: int = 3
     norm: Literal["layer", "batch", "group", "instance"] = "layer"
@@ -103,7 +109,7 @@ class ModelConfig:
     causal: bool = False
 
     def check(self) -> None:
-        for name in ("width", "heads", "norm_groups"):
+        for name in ("width", "heads", "feedforward_factor", "norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be at least 1")
         if self.layers < 0:
@@ -120,6 +126,11 @@ class ModelConfig:
         for name in ("tcn_dilations", "dense_dilations"):
             if any(dilation < 1 for dilation in getattr(self, name)):
                 raise UserError(f"model.{name}={list(getattr(self, name))}: dilations must be at least 1")
+        if self.causal and self.layer_kind == "transformer":
+            raise UserError(
+                "model.causal=true: model.layer_kind=transformer attends to the whole signal: set model.causal=false, "
+                "or model.layer_kind=saf"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -463,8 +474,8 @@ def load_config(source: str | os.PathLike, overrides: Iterable[str] = ()) -> Con
     if not path.exists():
         shipped = config_folder() / f"{source}.yaml"
         if not shipped.exists():
-            shipped_paths = (p.relative_to(config_folder()).with_suffix("") for p in config_folder().rglob("*.yaml"))
-            names = ", ".join(sorted(p.as_posix() for p in shipped_paths))
+            # Not those in folders: what lies there are tables of runs (`saf_jax.sweep_spec`).
+            names = ", ".join(sorted(path.stem for path in config_folder().glob("*.yaml")))
             raise UserError(f"{source}: no such config file, nor one that comes with the package ({names})")
         path = shipped
     try:
@@ -502,6 +513,20 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     config = config_from_dict(tree, where="--set", base=config)
     config.check()
     return config
+
+
+def fill_dataclass(base: Any, tree: Any, where: str) -> Any:
+    """Fills any frozen dataclass from nested mappings, with types checked.
+
+    Args:
+      base: an instance; keys that are not named keep its values.
+      tree: what YAML gave.
+      where: the file, for messages.
+
+    Raises:
+      UserError: an unknown key (the nearest one is named), or a wrong type.
+    """
+    return _fill(base, tree, where, "")
 
 
 def config_from_dict(tree: Any, *, where: str = "config", base: Config | None = None) -> Config:
@@ -554,6 +579,8 @@ def _fill(base: Any, tree: Any, where: str, prefix: str) -> Any:
 
 def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     """Checks a YAML value against a field's type; an int passes as float, a list or a lone item as a tuple."""
+    if dataclasses.is_dataclass(hint):
+        return _fill(hint(), value, where, name)
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         # True == 1 in Python: compare types too.
@@ -562,7 +589,11 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        return tuple(_convert(item, choices[0], where, name) for item in items)
+        several = dataclasses.is_dataclass(choices[0])
+        return tuple(
+            _convert(item, choices[0], where, f"{name}.{number}" if several else name)
+            for number, item in enumerate(items, 1)
+        )
     if origin is types.UnionType:
         if value is None and type(None) in choices:
             return None
@@ -580,4 +611,4 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     return value
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "'key: value' lines"}

@@ -1,7 +1,8 @@
 """Enhancing files: two passes over each, in pieces, so that memory does not grow with the length.
 
 The first pass checks the whole file, measures its level and finds channels that are silent or alike; the second
-enhances and writes. Short recordings are gathered and enhanced together.
+enhances and writes. Short recordings are gathered and enhanced together. A network with transformer layers needs each
+recording whole: memory grows with its length, and what is too long is refused (`Enhancer.check_seconds`).
 """
 
 import hashlib
@@ -142,7 +143,9 @@ def enhance_files(
             found = survey(job.recording, enhancer)
             if not found.distinct:
                 yield _copy_silence(job, found, progress)
-            elif _is_short(found, enhancer):
+                continue
+            _check_length(job, found, enhancer)
+            if _is_short(found, enhancer):
                 group.append(_prepare(enhancer, job, found, treatment))
                 if alone or sum(part.survey.work_seconds for part in group) >= GROUP_SECONDS:
                     yield from _enhance_group(enhancer, group, progress)
@@ -153,6 +156,13 @@ def enhance_files(
             yield Outcome(job, 0.0, error=error)
     if group:
         yield from _enhance_group(enhancer, group, progress)
+
+
+def _check_length(job: Job, found: Survey, enhancer: "Enhancer") -> None:
+    try:
+        enhancer.check_seconds(found.seconds)
+    except UserError as error:
+        raise UserError(f"{job.recording.name}: {error}") from error
 
 
 def _is_short(found: Survey, enhancer: "Enhancer") -> bool:

@@ -1,7 +1,11 @@
-"""Enhancing signals: any length, a handful of compiled programs, memory bounded by the longest block."""
+"""Enhancing signals: any length, a handful of compiled programs, memory bounded by the longest block.
+
+Networks with transformer layers are the exception: they take each signal whole, as long as memory holds it.
+"""
 
 import functools
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,13 +18,20 @@ from saf_jax import parallel, streaming
 from saf_jax.audio import resample
 from saf_jax.blocks import equal_blocks
 from saf_jax.config import Config
+from saf_jax.errors import UserError
 from saf_jax.level import gated_level
 from saf_jax.model.net import SAFNet
+from saf_jax.model.transformer import attention_bytes
 from saf_jax.signal_path import analyse, is_sounding, synthesise
 
 # Where a batch pays (not on a CPU), signals are padded to one of these lengths, so that recordings of any length need
 # no more compiled programs than there are lengths.
 BUCKET_SECONDS = (1.5, 2.5, 4.0, 6.0, 10.0, 20.0)
+# Transformer layers need the signal whole: beyond the last of these it is padded to a multiple of so much. Steps that
+# grew with the length would cost too much, since time and memory go with its square.
+LONG_BUCKET_SECONDS = 5.0
+# The part of the memory that attention over time may take; the rest is for features and for others.
+MEMORY_SHARE = 0.8
 # What is longer, and everything on a CPU, is worked off in pieces: on a CPU so short that one array of features takes
 # this many bytes, of which the caches hold a few. Measured on two cores, 10 s and the paper's network: 32, 48, 64, 96
 # frames take 0.137, 0.121, 0.138 and 0.132 of real time; for a fifth of the features 64 frames are faster than 48.
@@ -87,6 +98,8 @@ class Enhancer:
         self._compiled: set[Any] = set()
         rate, hop = config.stft.sample_rate_hz, config.stft.hop_samples
         self._buckets = [-(-round(seconds * rate) // hop) * hop for seconds in BUCKET_SECONDS]
+        self._long_bucket = -(-round(LONG_BUCKET_SECONDS * rate) // hop) * hop
+        self._takes_whole = config.model.layer_kind == "transformer"
         self._piece = _piece_frames(config) * hop if parallel.runs_on_cpu() else self._buckets[-1]
 
     @functools.cached_property
@@ -104,6 +117,9 @@ class Enhancer:
 
         Returns:
           float32 [N], the same rate.
+
+        Raises:
+          UserError: it is too long for a network with transformer layers, see `check_seconds`.
         """
         return self.many([samples], sample_rate_hz, None if level is None else [level])[0]
 
@@ -119,12 +135,16 @@ class Enhancer:
 
         Returns:
           For each signal float32 [N], the same rate. The numbers are those of `__call__` to rounding.
+
+        Raises:
+          UserError: one is too long for a network with transformer layers, see `check_seconds`.
         """
         rate = self.config.stft.sample_rate_hz
         signals = [np.asarray(samples, np.float32) for samples in signals]
         for samples in signals:
             if samples.ndim != 1 or len(samples) == 0:
                 raise ValueError(f"samples must be [N] with N >= 1, not of shape {samples.shape}")
+            self.check_seconds(len(samples) / sample_rate_hz)
         done: list[Any] = [None] * len(signals)
         # Only the batch in work is held at the network's rate.
         for batch in self._batches([-(-len(samples) * rate // sample_rate_hz) for samples in signals]):
@@ -142,6 +162,8 @@ class Enhancer:
     ) -> Iterator[np.ndarray]:
         """Enhances a recording of any length piece by piece; holds a block of it.
 
+        With transformer layers the recording is gathered and enhanced whole, see `check_seconds`.
+
         Args:
           pieces: float [C, n], n >= 0, at the network's rate: the recording, one piece after another.
           level: RMS that the channels share; causal networks go by a running level of all channels together.
@@ -150,9 +172,15 @@ class Enhancer:
         Yields:
           float32 [C, m], as soon as they are final; joined, they are as long as the pieces joined and equal what one
           pass over the whole gives.
+
+        Raises:
+          UserError: it is too long for a network with transformer layers.
         """
         if level is None and not self.config.model.causal:
             raise ValueError("a network that is not causal needs the level of the whole recording")
+        if self._takes_whole:
+            yield from self._whole(pieces, level)
+            return
         size = block_samples or self._piece
         states: list[streaming.StreamState] = []
         given, position = 0, -streaming.delay_samples(self.config)
@@ -173,11 +201,47 @@ class Enhancer:
             yield self._advance(states, silence)[:, max(0, -position) : given - position]
             position += size
 
+    def check_seconds(self, seconds: float) -> None:
+        """Raises `UserError` if a signal of that length is too long for this network in this machine's memory.
+
+        Only networks with transformer layers are limited: all frames attend to all others, and a result from parts of
+        the signal would be another network's.
+        """
+        if not self._takes_whole:
+            return
+        stft, limit = self.config.stft, parallel.memory_limit_gb()
+        length = math.ceil(seconds * stft.sample_rate_hz)
+
+        def needed(samples: int) -> float:
+            return attention_bytes(self.config.model, stft.bins, stft.frames(samples)) / 1e9
+
+        if limit is None or needed(self._bucket(length)) <= MEMORY_SHARE * limit:
+            return
+        buckets = [*self._buckets, *range(self._bucket(self._buckets[-1] + 1), length, self._long_bucket)]
+        most = max((bucket for bucket in buckets if needed(bucket) <= MEMORY_SHARE * limit), default=0)
+        raise UserError(
+            f"a signal of {seconds:.1f} s: model.layer_kind=transformer attends to the whole of it, which takes "
+            f"{needed(self._bucket(length)):.0f} GB of memory: cut it into parts of at most "
+            f"{most / stft.sample_rate_hz:g} s here, or take a network with model.layer_kind=saf"
+        )
+
     def level(self, samples: np.ndarray, sample_rate_hz: int) -> float:
         """The level that a signal float [N] is divided by: RMS over its frames within 40 dB of the loudest."""
         hop = max(1, round(self.config.stft.hop_samples * sample_rate_hz / self.config.stft.sample_rate_hz))
         padded = np.pad(np.asarray(samples, np.float64), (0, -len(samples) % hop))
         return float(gated_level(np.mean(padded.reshape(-1, hop) ** 2, axis=-1)))
+
+    def _whole(self, pieces: Iterable[np.ndarray], level: float) -> Iterator[np.ndarray]:
+        """`blocks` for a network that takes the recording [C, N] whole: one block, channel by channel."""
+        parts, length = [], 0
+        for piece in pieces:
+            parts.append(np.asarray(piece, np.float32))
+            length += parts[-1].shape[1]
+            # Before all of a recording that is too long is in memory.
+            self.check_seconds(length / self.config.stft.sample_rate_hz)
+        if length:
+            channels = np.concatenate(parts, axis=1)
+            yield np.stack([self._enhance([channel], [level])[0] for channel in channels])
 
     def _advance(self, states: list[streaming.StreamState], block: np.ndarray) -> np.ndarray:
         """Takes the channels' states a block [C, N] further; returns the enhanced channels.
@@ -209,7 +273,7 @@ class Enhancer:
         for bucket, group in itertools.groupby(order, lambda i: self._bucket(lengths[i])):
             batch = []
             for i in group:
-                if lengths[i] > bucket:
+                if lengths[i] > bucket:  # worked off in pieces
                     yield [i]
                     continue
                 batch.append(i)
@@ -220,12 +284,15 @@ class Enhancer:
                 yield batch
 
     def _bucket(self, length: int) -> int:
-        """The shortest padded length that holds `length`, or the longest of all."""
+        """The shortest padded length that holds `length`, or the longest of all where the signal may be cut."""
+        if self._takes_whole and length > self._buckets[-1]:
+            return -(-length // self._long_bucket) * self._long_bucket
         return next((bucket for bucket in self._buckets if bucket >= length), self._buckets[-1])
 
     def _rows(self, bucket: int) -> int:
         """Signals of a bucket that make a batch: for each device as many as fit the longest bucket, a power of two."""
-        each = 1 if parallel.runs_on_cpu() else 2 ** ((self._buckets[-1] // bucket).bit_length() - 1)
+        fit = max(1, self._buckets[-1] // bucket)
+        each = 1 if parallel.runs_on_cpu() else 2 ** (fit.bit_length() - 1)
         return each * parallel.local_device_count()
 
     def _enhance(self, signals: list[np.ndarray], levels: list[float | None]) -> list[np.ndarray]:
@@ -237,7 +304,8 @@ class Enhancer:
         else:
             rate = self.config.stft.sample_rate_hz
             levels = [self.level(s, rate) if given is None else given for s, given in zip(signals, levels)]
-        if len(signals) == 1 and (parallel.runs_on_cpu() or len(signals[0]) > self._buckets[-1]):
+        in_pieces = parallel.runs_on_cpu() or len(signals[0]) > self._buckets[-1]
+        if len(signals) == 1 and in_pieces and not self._takes_whole:
             return [np.concatenate(list(self.blocks([signals[0][None]], levels[0])), axis=1)[0]]
         return self._enhance_padded(signals, levels)
 
@@ -261,7 +329,8 @@ class Enhancer:
 def enhance(config: Config, variables: Any, samples: jax.Array, sample_rate_hz: int = 16000) -> jax.Array:
     """Enhances a signal, or several of one length.
 
-    Called with arrays, it takes signals of any length with the few programs of an `Enhancer`. Inside jit, vmap or grad
+    Called with arrays, it takes signals of any length with the few programs of an `Enhancer`, whose limit on the length
+    for transformer layers holds (`Enhancer.check_seconds`). Inside jit, vmap or grad
     it is traced as one pass over the whole.
 
     Args:

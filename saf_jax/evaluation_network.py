@@ -111,9 +111,16 @@ def enhance_pairs(
         signals, entries = {}, []
         for pair in missing[start : start + _BATCH_FILES]:
             try:
-                signals[pair.name] = audio.read_mono(pair.noisy, SAMPLE_RATE_HZ)
+                samples = audio.read_mono(pair.noisy, SAMPLE_RATE_HZ)
             except UserError as error:
                 entries.append(Enhanced(pair.name, str(error)))
+                continue
+            try:
+                enhancer.check_seconds(len(samples) / SAMPLE_RATE_HZ)
+            except UserError as error:
+                entries.append(Enhanced(pair.name, f"{pair.name}: {error}"))
+                continue
+            signals[pair.name] = samples
         started = time.perf_counter()
         outputs = enhancer.many(list(signals.values()), SAMPLE_RATE_HZ) if signals else []
         clock.network_seconds += time.perf_counter() - started

@@ -51,10 +51,14 @@ def model_card(config: Config) -> str:
     from saf_jax.info import describe
 
     facts = describe(config)
+    transformer = config.model.layer_kind == "transformer"
+    kind = "transformer, the baseline of SAF" if transformer else "SAF"
+    latency = facts["algorithmic_latency_ms"]
+    latency = "of the whole signal" if latency is None else f"{latency:g} ms"
     return (
-        f"Speech enhancement network SAF (arXiv 2308.02263): {facts['parameters']:,} parameters, "
+        f"Speech enhancement network {kind} (arXiv 2308.02263): {facts['parameters']:,} parameters, "
         f"{facts['gmac_per_second']:g} GMAC per second of audio, {facts['sample_rate_hz']} Hz, "
-        f"{'causal' if facts['causal'] else 'not causal'}, latency {facts['algorithmic_latency_ms']:g} ms. "
+        f"{'causal' if facts['causal'] else 'not causal'}, latency {latency}. "
         "Read it with saf_jax.load_weights."
     )
 
@@ -95,7 +99,7 @@ def step_function(config: Config, variables: Any) -> tuple[Callable, dict[str, A
     from saf_jax import streaming
 
     if not config.model.causal:
-        raise UserError(f"--stream: this network looks ahead: {streaming.causal_hint()}")
+        raise UserError(f"--stream: this network looks ahead: {streaming.causal_hint(config.model)}")
     start = streaming.start(config, 1)
     paths, structure = jax.tree_util.tree_flatten_with_path(start)
     names = [f"state_{i:03d}_{path[0].name}" for i, (path, _) in enumerate(paths)]

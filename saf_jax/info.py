@@ -19,10 +19,12 @@ def describe(config: Config) -> dict[str, Any]:
     """Facts about a config, by name, as JSON values.
 
     Returns:
-      "parameters"; "gmac_per_second" (10^9 multiply-accumulates for a second of audio, STFT excluded); "stft" and its
-      frame rate; "receptive_field_ms" (span of input that one output sample depends on, the level normalisation
-      excluded) and its parts before and after; "algorithmic_latency_ms" (how much later than a sample its enhanced
-      version can be known: the window for a causal network, window and future context otherwise).
+      "parameters"; "gmac_per_second" (10^9 multiply-accumulates for a second of audio, STFT excluded; where there are
+      transformer layers, whose cost grows with the length, of a signal of one second); "stft" and its frame rate;
+      "receptive_field_ms" (span of input that one output sample depends on, the level normalisation excluded) and its
+      parts before and after; "algorithmic_latency_ms" (how much later than a sample its enhanced version can be known:
+      the window for a causal network, window and future context otherwise). Receptive field, its parts and latency are
+      None for transformer layers, which see the whole signal.
     """
     from saf_jax.model.cost import context_frames, count_costs, count_macs_per_second
 
@@ -30,8 +32,12 @@ def describe(config: Config) -> dict[str, Any]:
     past, future = context_frames(config.model)
     stft = config.stft
 
-    def milliseconds(samples: int) -> float:
+    def milliseconds(samples: float) -> float:
         return 1000 * samples / stft.sample_rate_hz
+
+    def if_bounded(value: float) -> float | None:
+        # JSON has no infinity.
+        return None if math.isinf(value) else value
 
     # A sample lies under at most window / hop frames, and the first sample of a Hann window is zero.
     frames_seen = past + future + stft.window_samples // stft.hop_samples - 1
@@ -44,10 +50,10 @@ def describe(config: Config) -> dict[str, Any]:
         "bins": stft.bins,
         "compression": stft.compression,
         "causal": config.model.causal,
-        "receptive_field_ms": milliseconds(frames_seen * stft.hop_samples + stft.window_samples - 1),
-        "context_frames_before": past,
-        "context_frames_after": future,
-        "algorithmic_latency_ms": milliseconds(future * stft.hop_samples + stft.window_samples),
+        "receptive_field_ms": if_bounded(milliseconds(frames_seen * stft.hop_samples + stft.window_samples - 1)),
+        "context_frames_before": if_bounded(past),
+        "context_frames_after": if_bounded(future),
+        "algorithmic_latency_ms": if_bounded(milliseconds(future * stft.hop_samples + stft.window_samples)),
     }
 
 
@@ -62,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from saf_jax.config import load_config
     from saf_jax.errors import UserError
+    from saf_jax.model.cost import count_macs_per_second
 
     if args.weights is not None:
         from saf_jax.pretrained import load_weights
@@ -76,12 +83,17 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     kind = "causal" if facts["causal"] else "not causal"
+    whole = facts["receptive_field_ms"] is None
+    grows = f" in 1 s, {count_macs_per_second(config, 10) / 1e9:.3f} in 10 s (grows with the length)" if whole else ""
     print(f"parameters           {facts['parameters']:,}")
-    print(f"cost                 {facts['gmac_per_second']:.3f} GMAC per second of audio")
+    print(f"cost                 {facts['gmac_per_second']:.3f} GMAC per second of audio{grows}")
     print(
         f"STFT                 {facts['window_ms']:g} ms window, {facts['hop_ms']:g} ms hop, {facts['bins']} bins, "
         f"compression {facts['compression']:g}, {facts['sample_rate_hz']} Hz"
     )
+    if whole:
+        print(f"receptive field      whole file\nalgorithmic latency  whole file ({kind})")
+        return 0
     print(
         f"receptive field      {facts['receptive_field_ms']:.1f} ms "
         f"({facts['context_frames_before']} frames before, {facts['context_frames_after']} after)"

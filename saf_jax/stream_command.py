@@ -71,7 +71,7 @@ def run_stream(args: argparse.Namespace) -> int:
     use_compilation_cache()
     config, variables = load_weights(args.weights)
     if not config.model.causal:
-        raise UserError(f"--stream: this network looks ahead: {causal_hint()}")
+        raise UserError(f"--stream: this network looks ahead: {causal_hint(config.model)}")
     enhancer, hop = Enhancer(config, variables), config.stft.hop_samples
     size = None
     if form is None:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saf_jax.config import Config, STFTConfig
+from saf_jax.config import Config, ModelConfig, STFTConfig
 from saf_jax.errors import UserError
 from saf_jax.level import running_level
-from saf_jax.model.delay import network_delay
+from saf_jax.model.delay import check_pieces, network_delay
 from saf_jax.model.net import SAFNet, variable_shapes
 from saf_jax.signal_path import is_sounding, normalise, restore
 from saf_jax.transforms import frame_spectra, overlap_add, window_sums
@@ -47,7 +47,11 @@ def delay_samples(config: Config) -> int:
 
     A hop more of input is needed before any of it can be worked on, so the latency of a causal network is the window
     (half a hop more where half a window is not whole hops).
+
+    Raises:
+      UserError: the network needs the whole signal.
     """
+    check_pieces(config.model)
     return _history_samples(config.stft) + network_delay(config.model) * config.stft.hop_samples
 
 
@@ -62,9 +66,12 @@ def start(config: Config, batch: int, level: jax.Array | None = None) -> StreamS
       config: settings of the network.
       batch: number of signals B.
       level: float [B], what a network that is not causal divides the signals by.
+
+    Raises:
+      UserError: the network needs the whole signal.
     """
     stft, model = config.stft, config.model
-
+    check_pieces(model)
     past = {name: of_one for name, of_one in variable_shapes(model, stft.bins).items() if name == "past"}
     # Numpy's zeros: jax would compile a program for each shape.
     return StreamState(
@@ -78,12 +85,13 @@ def start(config: Config, batch: int, level: jax.Array | None = None) -> StreamS
     )
 
 
-def causal_hint() -> str:
-    """What to take instead of a network that looks ahead: one clause, for a user's error."""
+def causal_hint(model: ModelConfig) -> str:
+    """What to take instead of this network, which looks ahead: one clause, for a user's error."""
     from saf_jax.pretrained import load_weights, shipped_weights
 
     causal = [name for name in shipped_weights() if load_weights(name)[0].model.causal]
-    return f"take a causal one ({', '.join(causal) or 'trained with model.causal=true'})"
+    settings = "model.causal=true" + (" model.layer_kind=saf" if model.layer_kind == "transformer" else "")
+    return f"take a causal one ({', '.join(causal) or f'trained with {settings}'})"
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -193,7 +201,7 @@ def stream(config: Config, variables: Any) -> tuple[Callable, Callable]:
     """
     if not config.model.causal:
         # Besides looking ahead, it needs the level of the whole signal.
-        raise UserError(f"this network looks ahead and cannot stream: {causal_hint()}")
+        raise UserError(f"this network looks ahead and cannot stream: {causal_hint(config.model)}")
     template = start(config, 1)
     variables = jax.device_put(variables)
 

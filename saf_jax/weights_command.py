@@ -95,9 +95,11 @@ def recommended(rows: list[dict[str, Any]]) -> str | None:
 
 def _line(row: dict[str, Any]) -> str:
     speed = f", {1 / row['real_time_factor']:.0f} times real time here" if "real_time_factor" in row else ""
+    latency = row["algorithmic_latency_ms"]
+    latency = "of the whole signal" if latency is None else f"{latency:.0f} ms"
     return (
         f"{row['name']}: {row['parameters']:,} parameters, {row['gmac_per_second']:g} GMAC/s, {row['megabytes']:g} MB, "
-        f"{'causal, ' if row['causal'] else ''}latency {row['algorithmic_latency_ms']:.0f} ms{speed}; WB-PESQ "
+        f"{'causal, ' if row['causal'] else ''}latency {latency}{speed}; WB-PESQ "
         f"{row['wb_pesq_voicebank59']:.2f} (noisy {row['noisy_wb_pesq_voicebank59']:.2f}) on 59 pairs of Voice Bank + "
         f"DEMAND; data: {row['data_licences']}"
     )

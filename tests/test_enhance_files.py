@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from networks import tone_in_noise
 
 import saf_jax.enhance_files as enhance_files_module
-from saf_jax import audio
+from saf_jax import audio, enhancement, parallel
 from saf_jax.audio_blocks import Recording
 from saf_jax.config import STFTConfig
 from saf_jax.enhance_files import enhance_files, survey
 from saf_jax.enhance_jobs import Job
 from saf_jax.enhancement import Enhancer, enhance_padded
+from saf_jax.model.transformer import attention_bytes
 from saf_jax.recomposition import Fifo, Treatment
 
 # 1600 samples a second: the longest block is 32000.
@@ -41,6 +42,9 @@ class PassingOn:
 
     def many(self, signals, sample_rate_hz, levels):
         return signals
+
+    def check_seconds(self, seconds):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,22 @@ def test_channels_of_a_causal_network_share_its_running_level(tmp_path):
     np.testing.assert_allclose(pair, swapped[:, ::-1], atol=1e-5)
     _, (alone,) = run(net, [write(tmp_path / "c.wav", quiet)])
     assert np.abs(pair[:, 1] - alone[:, 0]).max() > 1e-4
+
+
+def test_a_transformer_takes_files_whole_and_refuses_what_is_too_long(tmp_path, monkeypatch):
+    config = networks.least(layer_kind="transformer", outputs="both")
+    net = Enhancer(config, networks.net_variables(config))
+    signals = [tone_in_noise(2000, 1), tone_in_noise(23 * RATE, 2), tone_in_noise(26 * RATE, 3)]
+    paths = [write(tmp_path / f"{i}.wav", samples) for i, samples in enumerate(signals)]
+    frames = config.stft.frames(25 * RATE)
+    limit = attention_bytes(config.model, config.stft.bins, frames) / 1e9 / enhancement.MEMORY_SHARE
+    monkeypatch.setattr(parallel, "memory_limit_gb", lambda: 1.001 * limit)
+    (short, long, longest), outputs = run(net, paths)
+    assert short.error is long.error is None
+    for samples, out in zip(signals[:2], outputs):
+        np.testing.assert_allclose(out[:, 0], one_pass(net, samples, net.level(samples, RATE)), atol=1e-5)
+    assert str(longest.error).startswith(f"{paths[2]}: a signal of 26.0 s: model.layer_kind=transformer")
+    assert "parts of at most 25 s" in str(longest.error) and "\n" not in str(longest.error)
 
 
 def test_a_file_that_changes_between_the_passes_fails_alone(tmp_path, enhancer, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 from pairs import RATE_HZ, write_pairs
 
 from saf_jax import audio
+from saf_jax.errors import UserError
 from saf_jax.evaluation_network import Clock, Network, enhance_pairs, output_path
 
 
@@ -18,6 +19,9 @@ class Stub:
         assert sample_rate_hz == RATE_HZ
         self.calls += len(signals)
         return [self.function(signal) for signal in signals]
+
+    def check_seconds(self, seconds):
+        pass
 
 
 @pytest.fixture
@@ -44,6 +48,23 @@ def test_files_are_written_once_per_network_and_input(pairs, tmp_path):
     output_path(out, "s2").unlink()
     assert enhance(pairs, out, lambda x: x)[1] == 2
     assert enhance(pairs, out, lambda x: x, fingerprint="b")[1] == 3
+
+
+def test_what_is_too_long_for_the_network_fails_alone(pairs, tmp_path, monkeypatch):
+    audio.write(pairs[1].noisy, audio.Audio(np.ones(3 * RATE_HZ, np.float32), RATE_HZ))
+
+    def check(self, seconds):
+        if seconds > 2:
+            raise UserError("too long")
+
+    monkeypatch.setattr(Stub, "check_seconds", check)
+    outcomes, calls, _ = enhance(pairs, tmp_path / "out", lambda x: x)
+    assert calls == 2
+    assert {name: outcome.failure for name, outcome in outcomes.items()} == {
+        "s0": None,
+        "s1": "s1: too long",
+        "s2": None,
+    }
 
 
 def test_a_death_on_the_way_leaves_no_file_of_another_network_behind(pairs, tmp_path):

@@ -105,6 +105,22 @@ def test_onnx_of_the_network_at_any_batch_and_length(tmp_path, weights, variable
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
+def test_a_transformer_at_any_batch_and_length(tmp_path, session, kind):
+    config, path = networks.least(layer_kind="transformer", outputs="both"), tmp_path / "net"
+    variables = networks.net_variables(config)
+    if kind == "stablehlo":
+        export.save_stablehlo(path, config, variables)
+        network = export.load_stablehlo(path)
+    else:
+        export.save_onnx(path, config, variables)
+        network = lambda spectrum: session(path).run(["enhanced"], {"spectrum": spectrum})[0]  # noqa: E731
+    ours = jax.jit(export.network_function(config, variables))
+    for shape in ((1, 9), (2, 5)):
+        np.testing.assert_allclose(network(spectra(*shape)), ours(spectra(*shape)), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_onnx_of_the_step(tmp_path, weights, variables, session):
     path = tmp_path / "step.onnx"
     assert run("--weights", weights, "--format", "onnx", "--stream", "-o", path) == 0
@@ -209,6 +225,11 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, monkeypatch, weig
     ahead = ("--weights", tmp_path / "ahead.safetensors", "--stream", "--format")
     assert "looks ahead" in error(*ahead, "stablehlo")
     assert "looks ahead" in error(*ahead, "onnx")
+    config = networks.least(layer_kind="transformer")
+    save_weights(tmp_path / "whole.safetensors", config, networks.net_variables(config))
+    whole = error("--weights", tmp_path / "whole.safetensors", "--stream", "--format", "stablehlo")
+    assert "take a causal one" in whole and whole.count("\n") == 1
+    assert "transformer" in export.model_card(config) and "latency of the whole signal" in export.model_card(config)
     assert "--stream: goes with" in error(*ahead, "safetensors")
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     assert "pip install 'saf-jax[onnx]'" in error("--weights", weights, "--format", "onnx")

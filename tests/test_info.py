@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,16 @@ def test_json_with_overrides(capsys):
     assert facts["gmac_per_second"] == pytest.approx(count_costs(config, frames=100)[1] / 1e9, abs=1e-4)
     assert facts["context_frames_after"] == 0
     assert facts["algorithmic_latency_ms"] == 20
+
+
+def test_a_transformer_sees_the_whole_file(capsys):
+    assert main(["info", "--config", "transformer"]) == 0
+    out = capsys.readouterr().out
+    assert "receptive field      whole file\n" in out and "algorithmic latency  whole file (not causal)\n" in out
+    assert re.search(r"cost +5\.\d+ GMAC per second of audio in 1 s, 9\.\d+ in 10 s \(grows with the length\)\n", out)
+    assert main(["info", "--config", "transformer", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # infinity is no JSON
+    assert facts["receptive_field_ms"] is facts["context_frames_after"] is facts["algorithmic_latency_ms"] is None
 
 
 def test_weights_are_described_by_their_own_config(tmp_path, capsys):

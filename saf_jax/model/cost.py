@@ -13,10 +13,11 @@ from saf_jax.model.delay import network_delay
 from saf_jax.model.layers import DepthwiseConv, Pointwise
 from saf_jax.model.local_attention import LocalBandAttention
 from saf_jax.model.net import SAFNet
+from saf_jax.model.transformer import SelfAttention
 
 
-def context_frames(model: ModelConfig) -> tuple[int, int]:
-    """Frames before and after frame t that output frame t depends on."""
+def context_frames(model: ModelConfig) -> tuple[float, float]:
+    """Frames before and after frame t that output frame t depends on; infinitely many for transformer layers."""
     # How late a network that looks ahead gives its estimate is how far it sees; a causal one sees it all in the past.
     one_side = network_delay(dataclasses.replace(model, causal=False))
     return (2 * one_side, 0) if model.causal else (one_side, one_side)
@@ -32,7 +33,7 @@ def count_costs(config: Config, frames: int | None = None) -> tuple[int, int]:
 
     Returns:
       Number of parameters and of multiply-accumulates: 1x1 convolutions, depth-wise convolutions and the two products
-      of local attention (scores, weighted values).
+      of attention (scores, weighted values). With transformer layers the latter grow with the square of T.
     """
     if frames is None:
         frames = math.ceil(config.stft.sample_rate_hz / config.stft.hop_samples)
@@ -50,6 +51,8 @@ def count_costs(config: Config, frames: int | None = None) -> tuple[int, int]:
             total += math.prod(out.shape) * module.time_taps * module.frequency_taps
         elif isinstance(module, LocalBandAttention):
             total += 2 * math.prod(out.shape) * module.config.local_window
+        elif isinstance(module, SelfAttention):
+            total += 2 * math.prod(out.shape) * out.shape[{"time": 1, "frequency": 2}[module.over]]
         return out
 
     spectrum = jax.ShapeDtypeStruct((1, frames, config.stft.bins), jnp.complex64)
@@ -59,7 +62,13 @@ def count_costs(config: Config, frames: int | None = None) -> tuple[int, int]:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])), total
 
 
-def count_macs_per_second(config: Config) -> float:
-    """Multiply-accumulates for one second of audio, frames counted exactly where the hop does not divide a second."""
-    frames = math.ceil(config.stft.sample_rate_hz / config.stft.hop_samples)
+def count_macs_per_second(config: Config, seconds: float = 1.0) -> float:
+    """Multiply-accumulates for one second of audio, frames counted exactly where the hop does not divide a second.
+
+    Args:
+      config: the settings.
+      seconds: length of the signal that the second is part of; matters for transformer layers only, whose attention
+        over time costs in proportion to it.
+    """
+    frames = math.ceil(seconds * config.stft.sample_rate_hz / config.stft.hop_samples)
     return count_costs(config, frames)[1] * config.stft.sample_rate_hz / config.stft.hop_samples / frames

@@ -3,20 +3,23 @@
 Applied with `mutable=["past"]`, the network takes the next frames of a signal and whatever its layers need of the
 frames before them from the variable collection "past". Every convolution in time then looks back only: one that looks
 ahead in a whole signal comes late instead, and whatever meets its output is delayed to match. The estimate is that of
-the whole signal, `network_delay` frames late.
+the whole signal, `network_delay` frames late. Transformer layers cannot: they are late by the whole signal.
 """
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from saf_jax.config import ModelConfig
+from saf_jax.errors import UserError
 
 
 class Delay(nn.Module):
     """What came `frames` frames earlier, zeros before the first, when the signal comes piece by piece; otherwise x."""
 
-    frames: int
+    frames: float
 
     @nn.compact
     def __call__(self, x: jax.Array | None) -> jax.Array | None:
@@ -49,6 +52,15 @@ def exchange_past(module: nn.Module, x: jax.Array, span: int) -> jax.Array:
     return past
 
 
+def check_pieces(config: ModelConfig) -> None:
+    """Raises `UserError` if the network cannot take a signal piece by piece."""
+    if config.layer_kind == "transformer":
+        raise UserError(
+            "model.layer_kind=transformer attends to the whole signal and cannot take it in pieces: give it the whole, "
+            "or take a network with model.layer_kind=saf"
+        )
+
+
 def dense_delay(config: ModelConfig) -> int:
     """Frames by which a dense block's output is late, and with it that of an encoder or decoder."""
     return 0 if config.causal else sum(config.dense_dilations)
@@ -59,12 +71,16 @@ def attention_delay(config: ModelConfig) -> int:
     return 0 if config.causal else config.attention_kernel // 2
 
 
-def layer_delay(config: ModelConfig) -> int:
-    """Frames by which a Spectrum Attention Fusion layer's output is late."""
+def layer_delay(config: ModelConfig) -> float:
+    """Frames by which a layer's output is late; infinitely many for a transformer layer."""
+    if config.layer_kind == "transformer":
+        return math.inf
     tcn = 0 if config.causal else sum(config.tcn_dilations) * (config.tcn_kernel - 1) // 2
     return attention_delay(config) + tcn
 
 
-def network_delay(config: ModelConfig) -> int:
-    """Frames by which the whole network's estimate is late."""
+def network_delay(config: ModelConfig) -> float:
+    """Frames by which the whole network's estimate is late; infinitely many for one with transformer layers."""
+    if config.layer_kind == "transformer":
+        return math.inf
     return 2 * dense_delay(config) + config.layers * layer_delay(config)

@@ -6,13 +6,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import DenyList
 
 from saf_jax.config import ModelConfig
 from saf_jax.features import magnitude_phase_real_imaginary
 from saf_jax.model.decoder import SpectrumDecoder
-from saf_jax.model.delay import Delay, dense_delay, layer_delay, network_delay, works_in_pieces
+from saf_jax.model.delay import Delay, check_pieces, dense_delay, layer_delay, network_delay, works_in_pieces
 from saf_jax.model.encoder import SpectrumEncoder
 from saf_jax.model.fusion import SAFLayer, StreamFusion
+from saf_jax.model.transformer import TransformerLayer, add_positions
 
 
 class SAFNet(nn.Module):
@@ -22,7 +24,7 @@ class SAFNet(nn.Module):
       config: the network's settings.
       axis_name: name of a mapped axis over which batch norm shares its statistics in training.
       dtype: of the computation between input and output; parameters, norms and outputs are float32.
-      remat: the activations inside a fusion layer are not kept for the way back but computed again.
+      remat: the activations inside a layer are not kept for the way back but computed again.
     """
 
     config: ModelConfig
@@ -44,7 +46,12 @@ class SAFNet(nn.Module):
         Returns:
           complex64 [B, T, F], compressed domain: `mask * magnitude * exp(i phase) + bias`; 0 beyond `frames`. Applied
           with `mutable=["past"]`, of the frames that came `network_delay` frames earlier (see `saf_jax.model.delay`).
+
+        Raises:
+          UserError: applied with `mutable=["past"]`, with transformer layers, which need the whole signal.
         """
+        if works_in_pieces(self):
+            check_pieces(self.config)
         mask = None
         if frames is not None:
             inside = frames if frames.ndim == 2 else jnp.arange(spectrum.shape[1]) < frames[:, None]
@@ -67,7 +74,10 @@ class SAFNet(nn.Module):
         ]
         x = StreamFusion(self.config, self.dtype, name="fusion")(streams)
         mask = Delay(dense_delay(self.config))(mask)
-        layer = nn.remat(SAFLayer, static_argnums=(3,)) if self.remat else SAFLayer
+        layer = SAFLayer
+        if self.config.layer_kind == "transformer":
+            layer, x = TransformerLayer, add_positions(x)
+        layer = nn.remat(layer, static_argnums=(3,)) if self.remat else layer
         for i in range(self.config.layers):
             x = layer(**parts, name=f"layer_{i}")(x, mask, train)
             mask = Delay(layer_delay(self.config))(mask)
@@ -92,10 +102,12 @@ class SAFNet(nn.Module):
 def variable_shapes(config: ModelConfig, bands: int) -> dict[str, Any]:
     """Shapes and types of the network's variables by collection, "past" among them, which is that of one signal.
 
-    One trace for all who ask: tracing is a good part of what a command that enhances one short file takes.
+    One trace for all who ask: tracing is a good part of what a command that enhances one short file takes. With
+    transformer layers there is no "past".
     """
+    kinds = DenyList("past") if config.layer_kind == "transformer" else True
 
     def variables(spectrum: jax.Array) -> dict[str, Any]:
-        return SAFNet(config).apply({}, spectrum, rngs={"params": jax.random.key(0)}, mutable=True)[1]
+        return SAFNet(config).apply({}, spectrum, rngs={"params": jax.random.key(0)}, mutable=kinds)[1]
 
     return jax.eval_shape(variables, jax.ShapeDtypeStruct((1, 1, bands), jnp.complex64))

@@ -152,6 +152,50 @@ def saf_layer(p, s, x, frames, config):
     return tcn(p.get("tcn", {}), s.get("tcn", {}), x, frames, config)
 
 
+def attend_to_all(query, key, value, heads, frames=None):
+    """Softmax over all positions of a sequence, one query of one head after another: [B, M, N, C], N frames or bands.
+
+    With `frames` only so many positions of each signal may be attended to; where there are none, the result is 0.
+    """
+    out, size = np.zeros(query.shape), query.shape[3] // heads
+    for b, m, n, h in np.ndindex(*query.shape[:3], heads):
+        part = slice(h * size, (h + 1) * size)
+        seen = range(query.shape[2] if frames is None else frames[b])
+        weights = np.array([math.exp(query[b, m, n, part] @ key[b, m, i, part] / math.sqrt(size)) for i in seen])
+        for weight, i in zip(weights, seen):
+            out[b, m, n, part] += weight / weights.sum() * value[b, m, i, part]
+    return out
+
+
+def self_attention(p, s, x, frames, config, over):
+    y = norm(p["norm"], s.get("norm"), x, config)
+    query, key, value = (pointwise(p[name], y) for name in ("query", "key", "value"))
+    if over == "frequency":
+        mixed = attend_to_all(query, key, value, config.heads)
+    else:
+        turned = [np.moveaxis(part, 1, 2) for part in (query, key, value)]
+        mixed = np.moveaxis(attend_to_all(*turned, config.heads, frames), 1, 2)
+    return x + pointwise(p["out"], mixed)
+
+
+def transformer_layer(p, s, x, frames, config):
+    for over in ("frequency", "time"):
+        x = self_attention(p[over], s.get(over, {}), x, frames, config, over)
+    part, y = p["feedforward"], norm(p["feedforward"]["norm"], s.get("feedforward", {}).get("norm"), x, config)
+    return x + pointwise(part["out"], gelu(pointwise(part["in"], y)))
+
+
+def positions(frames, bands, channels):
+    """[T, F, C]: sines and cosines of the frame in the first half of the channels, of the band in the second."""
+    out, half = np.empty((frames, bands, channels)), channels // 2
+    for t, f, c in np.ndindex(*out.shape):
+        position, place, size = (t, c, half) if c < half else (f, c - half, channels - half)
+        pairs = -(-size // 2)
+        angle = position / 10000 ** (place % pairs / pairs)
+        out[t, f, c] = math.sin(angle) if place < pairs else math.cos(angle)
+    return out
+
+
 def fusion(p, streams, config):
     if len(streams) == 1:
         return streams[0]
@@ -180,8 +224,11 @@ def net(variables, spectrum, frames, config: ModelConfig):
         [encoder(p[f"encoder_{n}"], s.get(f"encoder_{n}", {}), known[n], frames, config) for n in wanted],
         config,
     )
+    layer = saf_layer
+    if config.layer_kind == "transformer":
+        layer, x = transformer_layer, x + positions(*x.shape[1:])
     for i in range(config.layers):
-        x = saf_layer(p[f"layer_{i}"], s.get(f"layer_{i}", {}), x, frames, config)
+        x = layer(p[f"layer_{i}"], s.get(f"layer_{i}", {}), x, frames, config)
     bands, estimate = spectrum.shape[-1], 0
     if config.outputs != "bias":
         logits = decoder(p["mask_decoder"], s.get("mask_decoder", {}), x, frames, config, bands)[..., 0]

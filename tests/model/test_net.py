@@ -33,6 +33,8 @@ EXPERIMENTS = [
     {"layers": 2, "attention_kernel": 0, "fold_first": True, "norm": "instance", "outputs": "mask"},
     {"layers": 0, "outputs": "bias"},
     {"local_window": 7, "attention_kernel": 21, "heads": 4, "causal": True},
+    {"layer_kind": "transformer", "layers": 2, "feedforward_factor": 3},
+    {"layer_kind": "transformer", "norm": "batch", "frequency_stride": 4, "fold_first": True},
 ]
 
 
@@ -54,7 +56,7 @@ def may_lack_a_part(path, config):
 
 def test_the_experiments_cover_all_values():
     tried = [model(**{**LEAN, **changes}) for changes in EXPERIMENTS]
-    for name in ("streams", "norm", "fusion", "outputs", "frequency_stride"):
+    for name in ("streams", "layer_kind", "norm", "fusion", "outputs", "frequency_stride"):
         values = set(typing.get_args(ModelConfig.__annotations__[name]))
         assert {getattr(config, name) for config in tried} == values, name
     assert {config.local_window for config in tried} == {0, 1, 3, 5, 7}
@@ -114,7 +116,14 @@ def test_bfloat16_computation_stays_near_float32():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"norm": "layer"}, {"norm": "group"}, {"norm": "instance"}, {"norm": "batch"}, {"causal": True}],
+    [
+        {"norm": "layer"},
+        {"norm": "group"},
+        {"norm": "instance"},
+        {"norm": "batch"},
+        {"causal": True},
+        {"layer_kind": "transformer"},
+    ],
     ids=str,
 )
 def test_padding_and_company_change_nothing(changes):
