@@ -15,6 +15,7 @@ COMMANDS = {
     "enhance": ("saf_jax.enhance_command", "take the noise out of recordings"),
     "train": ("saf_jax.training_command", "train a network (the same as train.py); called again, it resumes"),
     "train-cost": ("saf_jax.train_cost", "hours, memory and speed of a training, from a few measured steps"),
+    "sweep": ("saf_jax.sweep_command", "train and score a table of settings with several seeds, and compare its rows"),
     "eval": ("saf_jax.evaluation", "score enhanced speech with the field's metrics (the same as eval.py)"),
     "report": ("saf_jax.report", "one HTML page about an evaluation or a training run: tables, curves, sounds"),
     "compare": ("saf_jax.compare", "evaluations side by side, with paired differences: did a change help?"),

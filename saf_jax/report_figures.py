@@ -18,7 +18,7 @@ _DPI = 110
 _WINDOW, _HOP = 512, 128
 
 
-def _picture(figure, kind: str) -> str:
+def picture(figure, kind: str) -> str:
     """A matplotlib Figure as "png" or "webp" in a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=_DPI)
@@ -63,7 +63,7 @@ def box_plot(noisy: Sequence[float], enhanced: Sequence[float]) -> str:
     axes.set_xlim(-0.5, 1.5)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    return _picture(figure, "png")
+    return picture(figure, "png")
 
 
 def line_plot(curves: Mapping[str, Curve], *, log_scale: bool) -> str:
@@ -98,7 +98,7 @@ def line_plot(curves: Mapping[str, Curve], *, log_scale: bool) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
-    return _picture(figure, "png")
+    return picture(figure, "png")
 
 
 def spectrogram_db(samples: np.ndarray) -> np.ndarray:
@@ -135,4 +135,4 @@ def spectrogram(power_db: np.ndarray, top_db: float, seconds: float, highest_hz:
     axes.set_xlabel("s", labelpad=0)
     axes.set_ylabel("kHz")
     # Lossy: the grain of a spectrogram makes PNG five times as large.
-    return _picture(figure, "webp")
+    return picture(figure, "webp")

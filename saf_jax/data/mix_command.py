@@ -1,6 +1,8 @@
 """`saf-jax mix`: a fixed test set of mixtures, the same for everybody who gives the same seed and files."""
 
 import argparse
+import fnmatch
+import hashlib
 import json
 import math
 import os
@@ -40,6 +42,8 @@ class MixSettings(NamedTuple):
     level_db: float = -26.0
     early_ms: float = 50.0
     format: str = "flac"
+    turns: bool = False
+    noise_files: tuple[str, ...] = ()
 
 
 class _Plan(NamedTuple):
@@ -76,6 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", type=float, default=-26.0, metavar="DB", help="active level of the speech")
     parser.add_argument("--early-ms", type=float, default=50.0, metavar="MS", help="early part of a room's sound")
     parser.add_argument("--format", choices=("flac", "wav"), default="flac")
+    parser.add_argument("--turns", action="store_true", help="every file at one ratio only: the ratios take turns")
+    parser.add_argument(
+        "--noise-files",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="only noise whose file name is like one of these",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--snr {args.snr}: write numbers with commas between them, such as -5,0,5,10") from error
     settings = MixSettings(
         args.clean, args.noise, args.out, ratios, args.rir, args.grid, args.files, args.seed, args.rate, args.level,
-        args.early_ms, args.format,
+        args.early_ms, args.format, args.turns, tuple(args.noise_files),
     )  # fmt: skip
     count, made = make_mixtures(settings)
     print(f"{args.out}: {count} mixtures" + ("" if made else " are there already"))
@@ -99,7 +111,7 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
 
     The signal-to-noise ratio is the P.56 active level of the clean stem minus the RMS level of the noise stem. Each
     clean file meets each ratio; kinds of noise take turns so that every kind meets every ratio about equally often, or,
-    with `grid`, each file meets each kind at each ratio.
+    with `grid`, each file meets each kind at each ratio. With `turns` each file meets one ratio.
 
     Returns:
       The number of mixtures, and whether they had to be made; the same settings and files find the finished set.
@@ -120,7 +132,16 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
     return len(plans), True
 
 
+def fingerprint(settings: MixSettings) -> str:
+    """Hash of what the mixtures follow from, the same wherever the folders lie: options, names and sizes of files."""
+    marker = {key: value for key, value in _marker(settings).items() if key not in ("clean", "noise")}
+    marker["rir"] = settings.rir is not None
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+
+
 def _check(settings: MixSettings) -> None:
+    if settings.grid and settings.turns:
+        raise UserError("--grid and --turns exclude each other: each file meets all ratios, or one")
     if not settings.snr_db or not all(math.isfinite(value) for value in settings.snr_db):
         raise UserError("--snr: name at least one ratio in dB, such as -5,0,5,10")
     if len(set(settings.snr_db)) < len(settings.snr_db):
@@ -140,12 +161,21 @@ def _plan(settings: MixSettings) -> list[_Plan]:
         speech = [speech[index * len(speech) // settings.files] for index in range(settings.files)]
     by_kind: dict[str, list[Path]] = {}
     for file, kind in labels(settings.noise).items():
-        by_kind.setdefault(kind, []).append(file)
+        if not settings.noise_files or any(fnmatch.fnmatch(file.name, pattern) for pattern in settings.noise_files):
+            by_kind.setdefault(kind, []).append(file)
+    if not by_kind:
+        raise UserError(
+            f"{settings.noise}: no file is named like {', '.join(settings.noise_files)}: change the patterns"
+        )
     kinds = sorted(by_kind)
     rooms = audio.list_audio(settings.rir) if settings.rir else []
     plans = []
     for number, file in enumerate(speech):
-        for step, snr_db in enumerate(settings.snr_db):
+        ratios = settings.snr_db
+        if settings.turns:
+            # The turn shifts after each round of the kinds, so that every kind meets every ratio.
+            ratios = (ratios[(number + number // len(kinds)) % len(ratios)],)
+        for step, snr_db in enumerate(ratios):
             for kind in kinds if settings.grid else [kinds[(number + step) % len(kinds)]]:
                 rng = np.random.default_rng([settings.seed, 1, len(plans)])
                 stem = file.relative_to(settings.clean).with_suffix("").as_posix().replace("/", "-")
@@ -240,6 +270,10 @@ def _marker(settings: MixSettings) -> dict:
     """What tells one test set from another: the settings, and names and sizes of the files."""
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings._asdict().items()}
     plain.pop("out")
+    # What is off leaves no trace: sets that were made before these options were there stay valid.
+    for name in ("turns", "noise_files"):
+        if not plain[name]:
+            plain.pop(name)
     folders = [folder for folder in (settings.clean, settings.noise, settings.rir) if folder]
     files = [
         [file.relative_to(folder).as_posix(), file.stat().st_size]

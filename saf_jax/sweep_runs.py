@@ -1,0 +1,197 @@
+"""The runs of a sweep: what each is known by, where it lies, and what of it is there."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saf_jax.config import Config, config_to_dict
+from saf_jax.errors import UserError
+from saf_jax.results import SUMMARY
+from saf_jax.run_log import LOG_FILE
+from saf_jax.sweep_data import ScoreSet, SweepData, portable
+from saf_jax.sweep_spec import Settings, Spec, as_overrides, changed_settings, resolve, slug
+
+RECORD_FILE, FAILURE_FILE, OUTPUT_FILE = "run.json", "failure.json", "output.txt"
+"""What a trained run is, why one failed, and what its process said."""
+
+SCORES_FOLDER = "scores"
+
+# Settings that change how fast a run is, not what it becomes.
+_MEANS = (
+    "data.workers", "data.cache_gb", "data.cache_folder", "train.checkpoint_seconds", "train.log_every",
+    "train.tensorboard", "discriminator.label_processes",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """One training of a sweep.
+
+    Attributes:
+      row: name of the row that it belongs to.
+      seed: its `train.seed`.
+      base: name or path of its config.
+      settings: what changes that config.
+      config: the whole config.
+      folder: where it lies.
+    """
+
+    row: str
+    seed: int
+    base: str
+    settings: Settings
+    config: Config
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What it is called for people."""
+        return f"{self.row}, seed {self.seed}"
+
+    def command(self) -> list[str]:
+        """The words that train the same network by hand."""
+        arguments = ["--config", self.base, "--workdir", str(self.folder)]
+        return ["saf-jax", "train", *arguments, "--set", *as_overrides(self.settings)]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What of a run is there.
+
+    Attributes:
+      trained: the training has ended.
+      missing: sets that it has not been scored on.
+      failure: why it failed when it was last tried.
+      step: the last step of its log; None before the first.
+    """
+
+    trained: bool
+    missing: tuple[ScoreSet, ...]
+    failure: str | None = None
+    step: int | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.trained and not self.missing
+
+    def __str__(self) -> str:
+        if self.done:
+            return "done"
+        if self.failure:
+            return f"failed: {self.failure}"
+        if self.trained:
+            return f"trained; not scored on {', '.join(item.name for item in self.missing)}"
+        return "missing" if self.step is None else f"interrupted at step {self.step}"
+
+
+def plan_runs(
+    spec: Spec,
+    where: str,
+    base: Config,
+    rows: Mapping[str, Settings],
+    seeds: Sequence[int],
+    data: SweepData,
+    workdir: Path,
+    usual: Settings,
+) -> list[PlannedRun]:
+    """All runs of a sweep, seed by seed: the first runs of all rows come first.
+
+    Args:
+      spec: names base and rows.
+      where: the spec's file, for messages.
+      base: the spec's base config.
+      rows: settings by row, data included.
+      seeds: values of `train.seed`.
+      data: its `places` are left out of what runs are known by.
+      workdir: folder of the sweep.
+      usual: settings that folders' names do not mention.
+
+    Raises:
+      UserError: values that do not fit, or two rows with the same settings.
+    """
+    runs, rows_by_identity = [], {}
+    usual_config = resolve(base, usual, where)
+    for seed in seeds:
+        for row in spec.rows:
+            settings = {**rows[row.name], "train.seed": seed}
+            config = resolve(base, settings, f"{where}: row {row.name!r}")
+            identity = identity_of(config, data.places)
+            if (other := rows_by_identity.setdefault(identity, row.name)) != row.name:
+                raise UserError(f"{where}: the rows {other!r} and {row.name!r} are the same settings: leave one out")
+            folder = workdir / "runs" / f"{_folder_name(config, usual_config, data)}-seed{seed}-{identity}"
+            runs.append(PlannedRun(row.name, seed, spec.base, settings, config, folder))
+    return runs
+
+
+def identity_of(config: Config, places: Mapping[str, str]) -> str:
+    """What a run is known by: a hash of all settings that are not a config's defaults and bear on its result.
+
+    A field that a later version adds leaves it as it is, and so does a folder of `places` that lies elsewhere.
+    """
+    changed = changed_settings(config, Config())
+    known = {key: portable(value, places) for key, value in changed.items() if key not in _MEANS}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def state_of(run: PlannedRun, sets: Sequence[ScoreSet]) -> State:
+    """Looks at a run's folder."""
+    trained = (run.folder / RECORD_FILE).is_file()
+    missing = tuple(item for item in sets if not (scores_folder(run, item) / SUMMARY).is_file())
+    failure = read_json(run.folder / FAILURE_FILE)
+    entry = last_entry(run.folder)
+    return State(trained, missing, failure["reason"] if failure else None, entry["step"] if entry else None)
+
+
+def scores_folder(run: PlannedRun, score_set: ScoreSet) -> Path:
+    """Where the scores of a run on a set lie."""
+    return run.folder / SCORES_FOLDER / score_set.key
+
+
+def share(runs: Sequence[PlannedRun], index: int, count: int) -> list[PlannedRun]:
+    """Part `index`, from 1, of `count` equal parts of the runs: the same for all who ask."""
+    return list(runs)[index - 1 :: count]
+
+
+def last_entry(folder: Path) -> dict[str, Any] | None:
+    """The newest whole line of a run's log; None without any."""
+    try:
+        with (folder / LOG_FILE).open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - 4096))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            if "step" in entry:
+                return entry
+        except (ValueError, TypeError):
+            continue
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object that this package wrote; None where there is none, or a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _folder_name(config: Config, usual: Config, data: SweepData) -> str:
+    """What tells a run from the usual ones, in words: the same whichever spec asks for it."""
+    ours, theirs = config_to_dict(config), config_to_dict(usual)
+    parts = []
+    for section, fields in ours.items():
+        for key, value in fields.items():
+            if section == "data":
+                # Only a choice of noise: the folders are those of the sweep.
+                chosen = key == "train_noise" and any([str(path)] == value for path in data.noise.values())
+                parts += ["some-noise"] if chosen else []
+            elif value != theirs[section][key] and (section, key) != ("train", "seed"):
+                parts.append(f"{key}_{slug(json.dumps(value))}")
+    return slug("-".join(parts))[:80].rstrip("-_") if parts else "base"
