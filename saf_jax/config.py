@@ -79,6 +79,8 @@ class ModelConfig:
       norm_groups: groups of the norm "group"; divides `width`.
       fusion: how the encoders' outputs become one: "concatenate" (then 1x1), "add", or "gate" (the complex stream
         gates the values of the magnitude stream by a Hadamard product).
+      band_bias: a learnt value for each band and channel is added to what the layers take: convolutions treat all bands
+        alike, and so learn which one they work on.
       tcn_dilations: dilation in frames of each temporal block of a layer; empty leaves the TCN out.
       tcn_kernel: taps in time of a temporal block, odd.
       dense_dilations: dilation in frames of each convolution of the encoders' and decoders' dense blocks.
@@ -100,6 +102,7 @@ class ModelConfig:
     norm: Literal["layer", "batch", "group", "instance"] = "layer"
     norm_groups: int = 4
     fusion: Literal["concatenate", "add", "gate"] = "concatenate"
+    band_bias: bool = False
     tcn_dilations: tuple[int, ...] = (1, 2, 4, 8)
     tcn_kernel: int = 3
     dense_dilations: tuple[int, ...] = (1, 2, 4)

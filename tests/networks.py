@@ -62,7 +62,7 @@ def random_variables(module: Any, *args: Any, seed: int = 0) -> Any:
         name = path[-1].key
         if name == "kernel":
             values = rng.standard_normal(leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))
-        elif name in ("bias", "mean"):
+        elif name in ("bias", "band_bias", "mean"):
             values = rng.normal(0, 0.2, leaf.shape)
         else:
             values = rng.uniform(*{"slope": (0.1, 0.5), "scale": (0.5, 1.5), "variance": (0.5, 2.0)}[name], leaf.shape)

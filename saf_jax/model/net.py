@@ -73,6 +73,9 @@ class SAFNet(nn.Module):
             for name, parts_in in inputs.items()
         ]
         x = StreamFusion(self.config, self.dtype, name="fusion")(streams)
+        if self.config.band_bias:
+            shape = (x.shape[2], self.config.width)
+            x = x + self.param("band_bias", nn.initializers.zeros_init(), shape).astype(x.dtype)
         mask = Delay(dense_delay(self.config))(mask)
         layer = SAFLayer
         if self.config.layer_kind == "transformer":

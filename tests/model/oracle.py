@@ -225,6 +225,8 @@ def net(variables, spectrum, frames, config: ModelConfig):
         config,
     )
     layer = saf_layer
+    if config.band_bias:
+        x = x + np.asarray(p["band_bias"], np.float64)
     if config.layer_kind == "transformer":
         layer, x = transformer_layer, x + positions(*x.shape[1:])
     for i in range(config.layers):

@@ -26,7 +26,7 @@ EXPERIMENTS = [
     {"streams": "magnitude", "local_window": 0, "attention_kernel": 7, "norm": "group", "outputs": "mask"},
     {"streams": "complex", "local_window": 5, "attention_kernel": 9, "norm": "instance", "outputs": "bias"},
     {"fusion": "add", "local_window": 7, "attention_kernel": 11, "frequency_stride": 4},
-    {"fusion": "gate", "attention_kernel": 13, "norm": "batch", "causal": True},
+    {"fusion": "gate", "attention_kernel": 13, "norm": "batch", "band_bias": True, "causal": True},
     {"tcn_dilations": (), "attention_kernel": 15, "heads": 8},
     {"tcn_kernel": 5, "local_window": 5, "attention_kernel": 17, "norm": "group", "causal": True},
     {"dense_dilations": (), "attention_kernel": 19, "frequency_stride": 4, "causal": True},
