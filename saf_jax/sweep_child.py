@@ -46,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from saf_jax.config import load_config
-    from saf_jax.files import make_folder
     from saf_jax.jit_cache import use_compilation_cache
     from saf_jax.results import SUMMARY
-    from saf_jax.sweep_runs import RECORD_FILE, SCORES_FOLDER
+    from saf_jax.sweep_processes import locked
+    from saf_jax.sweep_runs import RECORD_FILE, SCORES_FOLDER, unscored_files
 
     config = load_config(args.config, args.set)
     use_compilation_cache()
-    with _lock(make_folder(args.workdir) / ".lock"):
+    # Another sweep that wants the same run waits, and then finds it done.
+    with locked(args.workdir / ".lock"):
         if not (args.workdir / RECORD_FILE).is_file():
             from saf_jax.training import train_and_evaluate
 
@@ -63,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         failed = 0
         for key, clean, noisy in args.score:
             out = args.workdir / SCORES_FOLDER / key
-            if not (out / SUMMARY).is_file():
+            if not (out / SUMMARY).is_file() or unscored_files(out):
                 from saf_jax.evaluation import evaluate
 
                 summary = evaluate(
@@ -107,24 +108,6 @@ def _write_record(config: Any, args: argparse.Namespace) -> None:
             "versions": provenance.versions(("jax", "flax", "optax", "numpy")),
         },
     )
-
-
-class _lock:
-    """Holds a file's lock: another sweep that wants the same run waits for it, and then finds it done."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("w")
-        try:
-            import fcntl
-        except ImportError:
-            return
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def _end_with_parent() -> None:

@@ -108,11 +108,11 @@ def _do(todo: Sequence[Any], plan: _Plan, jobs: int) -> int | None:
     from saf_jax.sweep_runs import FAILURE_FILE, OUTPUT_FILE, state_of
     from saf_jax.sweep_spec import as_overrides
 
+    if not todo:
+        return None
+    plan.data.make()
     stop = Stop()
     with stop.watch():
-        if not todo:
-            return None
-        plan.data.make()
         tasks = []
         for run in todo:
             (run.folder / FAILURE_FILE).unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def _do(todo: Sequence[Any], plan: _Plan, jobs: int) -> int | None:
                 state = state_of(run, plan.data.sets)
                 reason = None
                 if not state.done and not stop.count and status != _STOPPED:
-                    reason = describe_status(status, last_line)
+                    reason = state.unscored or describe_status(status, last_line)
                     write_json(run.folder / FAILURE_FILE, {"reason": reason, "status": status})
                 progress.ended(run, state.done, reason)
 
@@ -162,7 +162,7 @@ def _shard(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1, 1
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {text}: write it as I/N with I from 1 to N, such as 1/2")
     return int(index), int(count)
 
@@ -174,6 +174,8 @@ def _seeds(text: str | None) -> tuple[int, ...]:
         seeds = tuple(int(item) for item in text.split(","))
     except ValueError as error:
         raise UserError(f"--seeds {text}: write whole numbers with commas between them, such as 0,1,2") from error
+    if min(seeds) < 0:
+        raise UserError(f"--seeds {text}: must not be negative")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {text}: names a seed twice")
     return seeds

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from saf_jax.errors import UserError
+from saf_jax.sweep_processes import locked
 from saf_jax.sweep_spec import Budget, NoiseFiles, Settings, TestSet, slug
 
 _BABBLE_FILES, _BABBLE_VOICES, _BABBLE_SECONDS = 24, 6, 15
@@ -45,6 +46,7 @@ class SweepData:
       noise: by the rows' selections, the manifest that stands for the training noise.
       places: names of folders whose path may differ from machine to machine, for what runs are known by.
       makers: what has to be made before a run; each does nothing where all is there.
+      folder: where it is made.
     """
 
     settings: Settings
@@ -52,11 +54,13 @@ class SweepData:
     noise: Mapping[NoiseFiles, Path]
     places: Mapping[str, str]
     makers: tuple[Callable[[], None], ...]
+    folder: Path
 
     def make(self) -> None:
-        """Makes what is not there yet."""
-        for maker in self.makers:
-            maker()
+        """Makes what is not there yet; another sweep into the same folder waits meanwhile."""
+        with locked(self.folder / ".lock"):
+            for maker in self.makers:
+                maker()
 
     def settings_for(self, noise: NoiseFiles) -> Settings:
         """Data settings of a row with that selection of noise."""
@@ -123,8 +127,11 @@ def plan_data(
         settings |= {f"data.{key}": [str(path)] for key, path in more.items()}
     elif audio is not None:
         if not trains:
-            kinds = {"clean": True, "noise": True, "rir": (audio / "train" / "rir").is_dir()}
-            settings |= {f"data.train_{kind}": [str(audio / "train" / kind)] for kind, there in kinds.items() if there}
+            for kind in ("clean", "noise", "rir"):
+                if (place := audio / "train" / kind).is_dir():
+                    settings[f"data.train_{kind}"] = [str(place)]
+                elif kind != "rir" and f"data.train_{kind}" not in given:
+                    raise UserError(f"{place}: no such folder: the recordings need train/clean and train/noise")
         if not validates:
             main, maker = _mixed(folder, audio, TestSet("dev", "dev/clean", noise="dev/noise", snr_db=budget.snr_db))
             sets.append(main)
@@ -144,7 +151,10 @@ def plan_data(
         if selection != NoiseFiles():
             noise[selection], maker = _manifest(folder, settings.get("data.train_noise", ()), selection, places)
             makers.append(maker)
-    return SweepData(settings, tuple(sets), noise, places, tuple(makers))
+    names = [item.name for item in sets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two sets to score are called {twice[0]!r}: give the one of --test or tests another name")
+    return SweepData(settings, tuple(sets), noise, places, tuple(makers), folder)
 
 
 def portable(value: object, places: Mapping[str, str]) -> object:

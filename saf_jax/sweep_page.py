@@ -126,7 +126,9 @@ def _scatter(points: Sequence[tuple[str, float, float, float | None]], x_title: 
     axes = figure.subplots()
     for place, (name, x, y, spread) in enumerate(points):
         colour = _colour(place)
-        axes.errorbar([x], [y], yerr=finite(spread) or 0.0, fmt="o", markersize=5, capsize=3, color=colour, label=name)
+        axes.errorbar(
+            [x], [y], yerr=finite(spread) or 0.0, fmt="o", markersize=5, capsize=3, color=colour, label=_label(name)
+        )
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(axis="x", style="plain", useOffset=False)
@@ -177,7 +179,13 @@ def _lines(curves: Mapping[str, Curve]) -> str:
     for place, (name, points) in enumerate(curves.items()):
         marker = "o" if len(points.steps) <= 10 else None
         axes.plot(
-            points.steps, points.values, color=_colour(place), label=name, linewidth=1.1, marker=marker, markersize=3
+            points.steps,
+            points.values,
+            color=_colour(place),
+            label=_label(name),
+            linewidth=1.1,
+            marker=marker,
+            markersize=3,
         )
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -185,6 +193,11 @@ def _lines(curves: Mapping[str, Curve]) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7)
     return report_figures.picture(figure, "png")
+
+
+def _label(name: str) -> str:
+    """A name for a legend: no formula, and not one of those that matplotlib hides."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def _colour(place: int) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from saf_jax.files import make_folder
+from saf_jax.files import make_folder, user_errors
 
 _POLL_SECONDS = 0.2
 
@@ -188,6 +188,22 @@ def describe_status(status: int, last_line: str) -> str:
         more = ": out of memory?" if -status == signal.SIGKILL else ""
         return f"killed by {name}{more}"
     return last_line or f"exit status {status}"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a file's lock during the block; who else wants it waits. Does nothing on systems without such locks."""
+    make_folder(path.parent)
+    with user_errors(path):
+        file = path.open("w")
+    with file:
+        try:
+            import fcntl
+        except ImportError:
+            pass
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def python_command(module: str, *arguments: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from saf_jax import tables
 from saf_jax.errors import UserError
 from saf_jax.files import write_text
 from saf_jax.metrics import METRICS
-from saf_jax.results import SUMMARY, Results, finite, read_results, write_json
+from saf_jax.results import Results, finite, read_results, write_json
 from saf_jax.sweep_data import ScoreSet
 from saf_jax.sweep_runs import RECORD_FILE, PlannedRun, read_json, scores_folder, state_of
 from saf_jax.sweep_spec import Spec
@@ -104,15 +104,7 @@ def _entry(run: PlannedRun, sets: Sequence[ScoreSet], workdir: Path) -> dict[str
     """What there is to say about a run."""
     state = state_of(run, sets)
     record = read_json(run.folder / RECORD_FILE) or {}
-    kind, reason = ("failed", state.failure) if state.failure else ("missing", None)
-    if state.done:
-        kind, reason = "done", None
-        for item in sets:
-            summary = read_json(scores_folder(run, item) / SUMMARY) or {"failed": 0}
-            if summary["failed"]:
-                first = summary["failures"][0]
-                kind = "failed"
-                reason = f"{summary['failed']} files of {item.name} without scores, such as {first['reason']}"
+    kind = "done" if state.done else "failed" if state.reason else "missing"
     try:
         folder = run.folder.relative_to(workdir)
     except ValueError:
@@ -120,8 +112,8 @@ def _entry(run: PlannedRun, sets: Sequence[ScoreSet], workdir: Path) -> dict[str
     return {
         "seed": run.seed,
         "kind": kind,
-        "state": "done" if kind == "done" else f"failed: {reason}" if kind == "failed" else str(state),
-        "reason": reason,
+        "state": str(state),
+        "reason": state.reason,
         "folder": str(folder),
         "config": run.base,
         "overrides": run.command()[7:],

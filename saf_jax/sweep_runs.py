@@ -64,24 +64,31 @@ class State:
     Attributes:
       trained: the training has ended.
       missing: sets that it has not been scored on.
+      unscored: what of the other sets has no scores, in words; None where all has.
       failure: why it failed when it was last tried.
       step: the last step of its log; None before the first.
     """
 
     trained: bool
     missing: tuple[ScoreSet, ...]
+    unscored: str | None = None
     failure: str | None = None
     step: int | None = None
 
     @property
     def done(self) -> bool:
-        return self.trained and not self.missing
+        return self.trained and not self.missing and not self.unscored
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not done, where it failed."""
+        return None if self.done else self.failure or self.unscored
 
     def __str__(self) -> str:
         if self.done:
             return "done"
-        if self.failure:
-            return f"failed: {self.failure}"
+        if self.reason:
+            return f"failed: {self.reason}"
         if self.trained:
             return f"trained; not scored on {', '.join(item.name for item in self.missing)}"
         return "missing" if self.step is None else f"interrupted at step {self.step}"
@@ -140,9 +147,25 @@ def state_of(run: PlannedRun, sets: Sequence[ScoreSet]) -> State:
     """Looks at a run's folder."""
     trained = (run.folder / RECORD_FILE).is_file()
     missing = tuple(item for item in sets if not (scores_folder(run, item) / SUMMARY).is_file())
+    unscored = [f"{item.name}: {text}" for item in sets if (text := unscored_files(scores_folder(run, item)))]
     failure = read_json(run.folder / FAILURE_FILE)
     entry = last_entry(run.folder)
-    return State(trained, missing, failure["reason"] if failure else None, entry["step"] if entry else None)
+    return State(
+        trained,
+        missing,
+        unscored[0] if unscored else None,
+        failure["reason"] if failure else None,
+        entry["step"] if entry else None,
+    )
+
+
+def unscored_files(folder: Path) -> str | None:
+    """What a finished evaluation could not score, in words; None where it scored all or has not finished."""
+    summary = read_json(folder / SUMMARY)
+    if not summary or not summary["failed"]:
+        return None
+    first = next(item for item in summary["failures"] if item["metric"] is None)
+    return f"files without scores: {summary['failed']} ({first['file']}: {first['reason']})"
 
 
 def scores_folder(run: PlannedRun, score_set: ScoreSet) -> Path:

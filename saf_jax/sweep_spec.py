@@ -203,7 +203,8 @@ def resolve(base: Config, settings: Mapping[str, Any], where: str) -> Config:
 
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Settings as the arguments of `--set`."""
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    # Not in ASCII: YAML does not put the two halves of JSON's escapes together.
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
 def parse_overrides(items: Sequence[str]) -> Settings:
