@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import Config, LossConfig, STFTConfig
+from saf_jax.intelligibility import envelope_correlation
 from saf_jax.perceptual import SILENCE, disturbance
 from saf_jax.transforms import stft
 
@@ -196,6 +197,19 @@ def perceptual_error(estimate: jax.Array, target: jax.Array, samples: jax.Array,
     return Term(jnp.sum(jnp.where(heard, lost, 0.0)), jnp.sum(heard).astype(estimate.dtype))
 
 
+def intelligibility_error(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
+    """One minus STOI, by `saf_jax.intelligibility`; signals count by their speech, none with less than 0.4 s of it.
+
+    Args:
+      estimate, target: float32 [B, N], unit level, 0 beyond `samples`.
+      samples: int32 [B], valid samples of each signal.
+      sample_rate_hz: of the samples.
+    """
+    correlation, segments = envelope_correlation(estimate, target, samples, sample_rate_hz)
+    segments = segments * has_speech(target, samples)
+    return Term(jnp.sum(jnp.where(segments > 0, segments - correlation, 0.0)), jnp.sum(segments).astype(target.dtype))
+
+
 _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
     "complex": lambda s, _: complex_error(s.estimate, s.target, s.frames),
     "magnitude": lambda s, _: magnitude_error(s.estimate, s.target, s.frames),
@@ -207,6 +221,9 @@ _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
     "phase": lambda s, _: phase_error(s.estimate, s.target, s.frames),
     "si_sdr": lambda s, _: negative_si_sdr(s.estimated_samples, s.target_samples, s.samples),
     "perceptual": lambda s, config: perceptual_error(
+        s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
+    ),
+    "intelligibility": lambda s, config: intelligibility_error(
         s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
     ),
 }

@@ -141,6 +141,8 @@ def _do(todo: Sequence[Any], plan: _Plan, jobs: int) -> int | None:
 
 def _report(plan: _Plan, args: argparse.Namespace) -> dict[str, Any]:
     """Writes and prints the table of what is there."""
+    from saf_jax.files import write_text
+    from saf_jax.sweep_markdown import format_markdown
     from saf_jax.sweep_page import write_page
     from saf_jax.sweep_results import make_table, write_table
 
@@ -154,6 +156,7 @@ def _report(plan: _Plan, args: argparse.Namespace) -> dict[str, Any]:
     table = make_table(plan.spec, plan.runs, plan.data.sets, facts, plan.workdir)
     folder = plan.workdir / plan.name
     print(write_table(table, folder))
+    write_text(folder / "table.md", format_markdown(table))
     print(f"{write_page(table, plan.workdir, folder)}")
     return table
 

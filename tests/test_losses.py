@@ -201,7 +201,7 @@ def test_neither_padding_nor_spreading_changes_a_term(seed, lengths):
 def test_gradients_agree_with_finite_differences():
     """Of every term, in double precision, along a random direction of the estimate."""
     with jax.enable_x64(True):
-        batch = make_batch(np.array([120, 77]), 120, seed=5)
+        batch = make_batch(np.array([700, 77]), 700, seed=5)
         batch = {name: value if name == "samples" else value.astype(np.float64) for name, value in batch.items()}
         noisy, start = jax.jit(lambda: (analyse(batch["noisy"], CONFIG), signals_of(batch).estimate))()
         direction = spectrum(*start.shape, seed=3).astype(np.complex128)
