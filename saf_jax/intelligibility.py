@@ -1,7 +1,7 @@
 """How well speech can be followed: a differentiable relative of STOI.
 
-The measure of Taal et al. (`saf_jax.stoi`, which scores) on signals as they are: third-octave envelopes are taken at the
-signals' own rate with STOI's window of 25.6 ms, silent frames are left out of the envelopes instead of the samples.
+The measure of Taal et al. (`saf_jax.stoi`, which scores) on signals as they are: third-octave envelopes are taken at
+the signals' own rate with STOI's window of 25.6 ms, silent frames are left out of the envelopes instead of the samples.
 Fu et al. 2018 (arXiv 1709.03658) trained with STOI first. How closely it follows is tested in
 tests/test_intelligibility.py.
 """
@@ -75,9 +75,7 @@ def envelope_correlation(
     active = inside & (energy > 10 ** (-_SILENCE_DB / 10) * jnp.max(energy, axis=1, keepdims=True))
     # Frames with speech move together, as if the silent ones had never been there.
     order = jnp.argsort(~active, axis=1, stable=True)[..., None]
-    wanted, found = (
-        jnp.take_along_axis(_envelopes(signal, analysis), order, axis=1) for signal in (wanted, found)
-    )
+    wanted, found = (jnp.take_along_axis(_envelopes(signal, analysis), order, axis=1) for signal in (wanted, found))
     segments = jnp.maximum(jnp.sum(active, axis=1) - _SEGMENT_FRAMES + 1, 0)
 
     wanted, found = _segments(wanted), _segments(found)

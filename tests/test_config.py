@@ -9,6 +9,7 @@ from saf_jax.config import (
     config_folder,
     config_from_dict,
     config_to_dict,
+    fill_dataclass,
     load_config,
     override,
 )
@@ -230,6 +231,20 @@ def test_differences_name_both_values():
     a, b = Config(), load_config("paper", ["model.layers=2", "train.seed=1"])
     assert config_differences(a, a) == []
     assert config_differences(a, b) == ["model.layers (6 there, 2 now)", "train.seed (0 there, 1 now)"]
+
+
+def test_any_frozen_dataclass_is_filled_and_mistakes_are_named():
+    @dataclasses.dataclass(frozen=True)
+    class Menu:
+        dishes: tuple[str, ...] = ()
+        guests: int = 2
+
+    assert fill_dataclass(Menu(), {"dishes": ["soup"]}, "menu.yaml") == Menu(("soup",), 2)
+    assert fill_dataclass(Menu(guests=5), {}, "menu.yaml").guests == 5
+    with pytest.raises(UserError, match=r"menu\.yaml.*gests.*guests"):
+        fill_dataclass(Menu(), {"gests": 3}, "menu.yaml")
+    with pytest.raises(UserError, match=r"menu\.yaml.*guests"):
+        fill_dataclass(Menu(), {"guests": "many"}, "menu.yaml")
 
 
 def test_configs_are_frozen():

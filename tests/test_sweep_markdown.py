@@ -1,3 +1,5 @@
+import itertools
+
 import sweeps
 
 from saf_jax.sweep_markdown import format_markdown
@@ -27,6 +29,6 @@ def test_means_differences_and_origins(tmp_path):
     assert "- not there: three, seed 0: missing" in lines
     assert lines[-1] == "    saf-jax sweep mine"
     # Every table has as many cells in each row as in its heading.
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if before.startswith("|") and line.startswith("|"):
             assert before.count("|") == line.count("|")

@@ -35,7 +35,7 @@ def tasks(tmp_path):
 def run():
     """Runs tasks; returns what `ended` was told, in order, and the largest number of tasks under way at once."""
 
-    def call(tasks, places=(Slot(),), stop=None, show=lambda running: None):
+    def call(tasks, places=None, stop=None, show=lambda running: None):
         told, most = [], 0
 
         def shown(running):
@@ -43,7 +43,7 @@ def run():
             most = max(most, len(running))
             show(running)
 
-        run_tasks(tasks, places, stop or Stop(), ended=lambda *what: told.append(what), show=shown)
+        run_tasks(tasks, places or (Slot(),), stop or Stop(), ended=lambda *what: told.append(what), show=shown)
         return told, most
 
     return call

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from speechlike import speechlike
 from saf_jax import cli
 from saf_jax.audio import read
 from saf_jax.data.active_level import snr_db
+from saf_jax.data.mix_command import MixSettings, fingerprint
 
 
 @pytest.fixture
@@ -70,6 +72,35 @@ def test_grid_and_files_and_format(command, tmp_path):
     assert {Counter(row["clean_file"] for row in rows)[row["clean_file"]] for row in rows} == {12}
     assert read(tmp_path / "out" / rows[0]["file"]).sample_rate_hz == 8000
     assert rows[0]["file"].endswith(".wav")
+
+
+def test_ratios_take_turns(command, tmp_path):
+    assert command("--turns") == 0
+    rows = manifest(tmp_path / "out")
+    assert len({row["clean_file"] for row in rows}) == len(rows) == 9
+    assert Counter(row["snr_db"] for row in rows) == {"-5": 3, "0": 3, "10": 3}
+
+
+def test_noise_files_are_chosen_by_name(command, tmp_path, capsys):
+    assert command("--noise-files", "n1*", "n3*") == 0
+    assert {row["noise_file"] for row in manifest(tmp_path / "out")} == {"n1.wav", "n3.wav"}
+    assert command("--noise-files", "snow*", out="none") != 0
+    assert "no file is named like snow*" in capsys.readouterr().err
+    assert command("--grid", "--turns", out="none") != 0
+    assert "--grid and --turns exclude each other" in capsys.readouterr().err
+
+
+def test_a_set_is_known_by_its_settings_and_recordings_not_by_its_folder(pools, tmp_path):
+    def known(out="a", noise=pools / "noise", **options):
+        return fingerprint(MixSettings(pools / "clean", noise, tmp_path / out, (0.0, 5.0), **options))
+
+    assert known() == known(out="b")
+    assert not {known(turns=True), known(noise_files=("n1*",)), known(files=2)} & {known()}
+    other = tmp_path / "noise"
+    shutil.copytree(pools / "noise", other)
+    assert known(noise=other) == known()
+    (other / "n0.wav").unlink()
+    assert known(noise=other) != known()
 
 
 def test_kinds_come_from_table_or_subfolders(command, pools, tmp_path):
