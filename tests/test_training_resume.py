@@ -36,8 +36,8 @@ def none_is_left_behind():
     end_all()
 
 
-def train(workdir, settings, **changes):
-    status, _, err = end(start(workdir, settings, **changes))
+def train(workdir, settings, timeout_seconds=300, **changes):
+    status, _, err = end(start(workdir, settings, **changes), timeout_seconds)
     assert status == 0, err
 
 
@@ -120,11 +120,11 @@ def test_soak_of_twenty_kills(data, tmp_path):
     """At random moments, every other time while a checkpoint is written; scores of files are under way meanwhile."""
     settings = [*SETTINGS, *data, "train.steps=1000", "train.score_files=2", "train.score_delay_steps=3"]
     settings += ["train.best_metric=si_sdr_db"]
-    train(tmp_path / "whole", settings)
+    train(tmp_path / "whole", settings, timeout_seconds=1800)
     rng = random.Random(0)
     for kills in range(20):
         process = start(tmp_path / "run", settings)
         assert kill(process, tmp_path / "run", rng.uniform(0, 0.5), in_save=kills % 2 == 0), "ended before"
-    train(tmp_path / "run", settings)
+    train(tmp_path / "run", settings, timeout_seconds=1800)
     assert len([entry for entry in log_of(tmp_path / "run") if entry["event"] == "start"]) == 21
     assert_same_end(settings, tmp_path / "run", tmp_path / "whole")
