@@ -1,6 +1,6 @@
 """Exports a trained network as shipped weights and writes the measured part of its model card.
 
-    python benchmarks/model_card.py RUN --name saf-tiny --audio DIR [--tests]
+    python benchmarks/model_card.py RUN --name saf-tiny --audio DIR [--others DIR] [--tests]
 
 Without --tests only recordings that a training may be guided by are scored (DIR/dev), and the figures are printed. With
 --tests the weights go to saf_jax/weights/NAME.safetensors, the test sets are scored, and the card NAME.md beside them
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from other_sounds import other_sounds
 
 from saf_jax import provenance
 from saf_jax.audio import list_audio, read_mono
@@ -43,6 +44,7 @@ def main() -> None:
         "--audio", type=Path, required=True, help="folder with dev, test, voicebank_demand, dns_no_reverb"
     )
     parser.add_argument("--tests", action="store_true", help="export, score the test sets and write the card")
+    parser.add_argument("--others", type=Path, metavar="DIR", help="other languages and music, see other_sounds.py")
     args = parser.parse_args()
     config, variables = load_weights(args.run)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +53,10 @@ def main() -> None:
         parts.append(
             set_tables("Mixtures of held-out speakers and noises", scored(args.run, mixed, Path(folder) / "r0"))
         )
+        if args.others:
+            others = other_sounds(Enhancer(config, variables), args.run, args.others, args.audio / "dev" / "noise")
         if not args.tests:
+            parts += [others] if args.others else []
             print("\n".join(parts))
             return
         path = shipped_path(args.name)
@@ -69,6 +74,7 @@ def main() -> None:
             title: scored(path, pairs, Path(folder) / f"r{n}") for n, (title, pairs) in enumerate(sets.items(), 1)
         }
     parts += [set_tables(title, summary) for title, summary in results.items()]
+    parts += [others] if args.others else []
     first = results["Test set of Voice Bank + DEMAND"]
     head = {
         f"wb_pesq_voicebank{first['files']}": round(first["wb_pesq"], 3),
