@@ -1,5 +1,6 @@
 """Weights by name or path."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
 def initial_variables(config: Config) -> Any:
     """The variables that a training starts from by `train.init_from`; None where it starts anew.
 
+    A causal network may start from one that is the same but for looking ahead: see `without_lookahead`.
+
     Raises:
       UserError: the weights cannot be loaded, or are those of another network.
     """
@@ -63,10 +66,36 @@ def initial_variables(config: Config) -> Any:
     if not source:
         return None
     given, variables = load_weights(source)
+    if config.model.causal and not given.model.causal:
+        given = dataclasses.replace(given, model=dataclasses.replace(given.model, causal=True))
+        variables = without_lookahead(variables)
     differences = [text for text in config_differences(given, config) if text.split(".")[0] in ("stft", "model")]
     if differences:
         raise UserError(f"train.init_from={source}: is another network; differing: {'; '.join(differences)}")
     return variables
+
+
+def without_lookahead(variables: Any) -> Any:
+    """Variables for the causal form of a network: taps that look ahead are dropped, the others stay where they were.
+
+    What is left is worth a start, not more: the network has to be trained with them.
+
+    Args:
+      variables: of a network with `causal` off.
+    """
+    import jax
+    import numpy as np
+
+    def convert(leaf: Any) -> Any:
+        # Kernels over time are the only arrays of three axes [taps, bands, C]; the middle tap is the present frame's.
+        if leaf.ndim != 3:
+            return leaf
+        present = leaf.shape[0] // 2
+        kernel = np.zeros(leaf.shape, leaf.dtype)
+        kernel[leaf.shape[0] - 1 - present :] = leaf[: present + 1]
+        return kernel
+
+    return jax.tree.map(convert, variables)
 
 
 def save_weights(

@@ -188,3 +188,32 @@ def test_weights_of_another_network_are_no_start(weights_file):
         initial_variables(starting_from(weights_file, width=8))
     with pytest.raises(UserError, match="no such run folder or weights file"):
         initial_variables(starting_from("nowhere"))
+
+
+def test_a_causal_network_starts_from_one_that_looks_ahead(tmp_path):
+    """Where the dropped taps were 0 both give the same."""
+    config = networks.config(band_bias=True, frequency_stride=2)
+    causal = networks.config(band_bias=True, frequency_stride=2, causal=True)
+    variables = networks.net_variables(config)
+
+    def blind(leaf):
+        if leaf.ndim != 3:
+            return leaf
+        kernel = np.array(leaf)
+        kernel[leaf.shape[0] // 2 + 1 :] = 0
+        return kernel
+
+    blinded = jax.tree.map(blind, variables)
+    spectrum = networks.spectrum(2, 30, config.stft.bins)
+    wanted = jax.jit(SAFNet(config.model).apply)(blinded, spectrum)
+    got = jax.jit(SAFNet(causal.model).apply)(pretrained.without_lookahead(variables), spectrum)
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * float(np.abs(wanted).max()))
+
+    path = tmp_path / "ahead.safetensors"
+    save_weights(path, config, variables)
+    start = dataclasses.replace(causal, train=dataclasses.replace(causal.train, init_from=str(path)))
+    jax.tree.map(np.testing.assert_array_equal, initial_variables(start), pretrained.without_lookahead(variables))
+    back = dataclasses.replace(config, train=start.train)
+    save_weights(path, causal, variables)
+    with pytest.raises(UserError, match=r"differing: model\.causal \(True there, False now\)"):
+        initial_variables(back)
