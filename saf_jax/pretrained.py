@@ -11,6 +11,9 @@ from saf_jax.errors import UserError
 DEFAULT = "saf-tiny"
 """The shipped weights that are taken where none are named."""
 
+DEFAULT_CAUSAL = "saf-tiny-causal"
+"""Those that are taken for live signals where none are named."""
+
 
 def shipped_weights() -> list[str]:
     """Names of the weights that come with the package."""

@@ -65,11 +65,11 @@ def run_stream(args: argparse.Namespace) -> int:
 
     from saf_jax.enhancement import Enhancer
     from saf_jax.jit_cache import use_compilation_cache
-    from saf_jax.pretrained import load_weights
+    from saf_jax.pretrained import DEFAULT_CAUSAL, load_weights
     from saf_jax.streaming import causal_hint
 
     use_compilation_cache()
-    config, variables = load_weights(args.weights)
+    config, variables = load_weights(DEFAULT_CAUSAL if args.weights is None else args.weights)
     if not config.model.causal:
         raise UserError(f"--stream: this network looks ahead: {causal_hint(config.model)}")
     enhancer, hop = Enhancer(config, variables), config.stft.hop_samples

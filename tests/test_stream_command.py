@@ -133,6 +133,15 @@ def test_a_network_that_looks_ahead_is_one_line_with_what_to_take(monkeypatch, c
     assert capfd.readouterr().err == "error: --stream: this network looks ahead: take a causal one (saf-live)\n"
 
 
+def test_without_weights_the_shipped_causal_ones_are_taken(monkeypatch, tmp_path, weights):
+    data = wav(tone_in_noise(500), RATE)
+    wanted = streamed(monkeypatch, data, "--weights", weights)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / f"{pretrained.DEFAULT_CAUSAL}.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "pretrained.py"))
+    assert wanted[0] == 0 and streamed(monkeypatch, data) == wanted
+
+
 @pytest.mark.parametrize("arguments", [["a.wav"], ["-", "-o", "out.wav"]])
 def test_streams_go_from_stdin_to_stdout(capfd, weights, arguments):
     assert main(["enhance", "--stream", "--weights", str(weights), *arguments]) == 2

@@ -199,7 +199,7 @@ def test_it_sees_the_whole_signal_and_has_no_past():
 
 
 def test_nothing_streams(enhancer):
-    with pytest.raises(UserError, match=r"cannot stream: take a causal one .*model\.layer_kind=saf") as error:
+    with pytest.raises(UserError, match="cannot stream: take a causal one") as error:
         saf_jax.stream(enhancer.config, enhancer.variables)
     assert "\n" not in str(error.value)
     for call in (
