@@ -2,6 +2,8 @@
 
 for name in norm phase kernel local_window layers transformer; do saf-jax sweep $name --workdir DIR; done
 python benchmarks/experiments.py DIR
+
+A table whose sweep is not in DIR stays as it is.
 """
 
 import argparse
@@ -21,6 +23,9 @@ def main() -> None:
     args = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
     for name in re.findall(r"<!-- sweep (\S+) -->", page):
+        if not (args.workdir / name).is_dir():
+            print(f"{name}: not in {args.workdir}, left as it is")
+            continue
         table = read_table(args.workdir / name)
         if table["missing"] or table["failed"]:
             print(f"{name}: {', '.join(table['missing'] + table['failed'])}")
