@@ -163,12 +163,12 @@ def test_channels_that_share_a_level_keep_their_balance(variables, signal):
 
 def test_a_network_that_looks_ahead_is_refused_with_what_to_take(tmp_path, monkeypatch, variables):
     ahead = networks.least()
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "pretrained.py"))
     with pytest.raises(UserError, match=r"^this network looks ahead .*trained with model.causal=true"):
         saf_jax.stream(ahead, networks.net_variables(ahead))
-    (tmp_path / "weights").mkdir()
     for name, config, values in (("live", CONFIG, variables), ("file", ahead, networks.net_variables(ahead))):
         save_weights(tmp_path / "weights" / f"{name}.safetensors", config, values)
-    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "pretrained.py"))
     with pytest.raises(UserError, match=r"take a causal one \(live\)$"):
         saf_jax.stream(ahead, networks.net_variables(ahead))
 
