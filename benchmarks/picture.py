@@ -35,7 +35,8 @@ def main() -> None:
     save_spectrograms(args.out, {**titled, "clean": clean}, rate)
     # Few colours and few points: every clone carries this file.
     with Image.open(args.out) as picture:
-        small = picture.convert("RGB").resize((round(picture.width * 0.8), round(picture.height * 0.8))).quantize(64, Image.Quantize.MAXCOVERAGE)
+        size = round(picture.width * 0.8), round(picture.height * 0.8)
+        small = picture.convert("RGB").resize(size).quantize(64, Image.Quantize.MAXCOVERAGE)
     small.save(args.out, optimize=True)
     print(args.out)
 
