@@ -118,12 +118,12 @@ def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
         audio.write(tmp_path / kind / "one.wav", audio.Audio(samples, 16000, subtype="FLOAT"))
     settings = [f"data.{part}_{kind}={tmp_path / kind}" for part in ("train", "valid") for kind in ("clean", "noisy")]
     settings += ["model.width=16", "model.layers=1", "model.frequency_stride=4", "model.attention_kernel=5"]
-    settings += ["model.dense_dilations=[1]", "data.crop_seconds=1", "train.batch_size=1", "train.steps=400"]
+    settings += ["model.dense_dilations=[1]", "data.crop_seconds=1", "train.batch_size=1", "train.steps=280"]
     settings += [
         "train.learning_rate=5e-3",
         "train.schedule=cosine",
         "train.warmup_steps=10",
-        "train.validate_every=400",
+        "train.validate_every=280",
     ]
     command = [
         sys.executable,
@@ -138,6 +138,6 @@ def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
     variables = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     result = subprocess.run(command, env=variables, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
-    assert "step 400 of 400" in result.stdout
+    assert "step 280 of 280" in result.stdout
     enhanced = Enhancer(*load_best(tmp_path / "run"))(noisy, 16000)
     assert si_sdr_db(speech, enhanced) - si_sdr_db(speech, noisy) > 10
