@@ -217,3 +217,9 @@ def test_a_causal_network_starts_from_one_that_looks_ahead(tmp_path):
     save_weights(path, causal, variables)
     with pytest.raises(UserError, match=r"differing: model\.causal \(True there, False now\)"):
         initial_variables(back)
+
+
+def test_each_default_is_shipped_and_does_what_it_is_taken_for():
+    assert {pretrained.DEFAULT, pretrained.DEFAULT_CAUSAL} <= set(pretrained.shipped_weights())
+    assert not load_weights(pretrained.DEFAULT)[0].model.causal
+    assert load_weights(pretrained.DEFAULT_CAUSAL)[0].model.causal
