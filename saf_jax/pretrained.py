@@ -58,7 +58,8 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
 def initial_variables(config: Config) -> Any:
     """The variables that a training starts from by `train.init_from`; None where it starts anew.
 
-    A causal network may start from one that is the same but for looking ahead: see `without_lookahead`.
+    A causal network may start from one that is the same but for looking ahead: see `without_lookahead`. A larger network
+    may start from one with fewer channels and layers: see `saf_jax.growth`.
 
     Raises:
       UserError: the weights cannot be loaded, or are those of another network.
@@ -72,6 +73,11 @@ def initial_variables(config: Config) -> Any:
     if config.model.causal and not given.model.causal:
         given = dataclasses.replace(given, model=dataclasses.replace(given.model, causal=True))
         variables = without_lookahead(variables)
+    if given.model != config.model and given.stft == config.stft:
+        from saf_jax.growth import can_grow, grow
+
+        if can_grow(given.model, config.model):
+            return grow(variables, given.model, config.model, config.stft.bins, seed=config.train.seed)
     differences = [text for text in config_differences(given, config) if text.split(".")[0] in ("stft", "model")]
     if differences:
         raise UserError(f"train.init_from={source}: is another network; differing: {'; '.join(differences)}")
