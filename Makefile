@@ -20,7 +20,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -343,6 +343,7 @@ class TrainConfig:
       average_decay: decay of the moving average of the weights, such as 0.999, which is then validated and used;
         0 uses the weights themselves.
       init_from: weights that the training starts from: a shipped name, a run or a weights file; empty starts anew.
+        They may be those of the same network with fewer channels and layers, or, for a causal one, with a look ahead.
       seed: of initialisation and data order.
     """
 

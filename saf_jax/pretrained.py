@@ -58,8 +58,8 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
 def initial_variables(config: Config) -> Any:
     """The variables that a training starts from by `train.init_from`; None where it starts anew.
 
-    A causal network may start from one that is the same but for looking ahead: see `without_lookahead`. A larger network
-    may start from one with fewer channels and layers: see `saf_jax.growth`.
+    A causal network may start from one that is the same but for looking ahead: see `without_lookahead`. A larger
+    one may start from one with fewer channels and layers: see `saf_jax.growth`.
 
     Raises:
       UserError: the weights cannot be loaded, or are those of another network.

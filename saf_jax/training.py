@@ -24,6 +24,8 @@ from saf_jax.training_step import TrainState, build_train_step, init_state
 from saf_jax.validation_scoring import ValidationScores
 
 _MAX_BAD_STEPS = 20
+# How many steps may wait for the devices: enough that these never wait, few enough that a SIGTERM is soon heeded.
+_STEPS_AHEAD = 2
 
 
 def train_and_evaluate(config: Config, workdir: str | os.PathLike, *, quiet: bool = False) -> dict[str, Any]:
@@ -98,6 +100,8 @@ class _Loop:
                 self._results.append(result)
                 for companion in run.companions:
                     companion.after_step(self._step, batch, result)
+                if len(self._results) > _STEPS_AHEAD:
+                    jax.block_until_ready(self._results[-1 - _STEPS_AHEAD])
                 # The devices work on the step meanwhile.
                 self._data_state = run.batches.get_state()
                 batch = self._next_batch() if self._step < total else None
@@ -121,7 +125,7 @@ class _Loop:
         validate = self._step % run.validate_every == 0 or last
         reported = len(self._results) >= self._train.log_every or validate
         if reported:
-            # Only here does the host wait for the devices.
+            # Only here does the host wait until the devices have nothing left to do.
             self._report()
         for companion in run.companions:
             companion.take_results(run, self._step)

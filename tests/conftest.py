@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before jax is imported: it reads both only once.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,6 +11,38 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import networks
 import pytest
+
+# Files that take a minute or so: first, so that no process ends with one of them while the others have nothing to do.
+_LONG = [
+    "demo",
+    "training",
+    "package",
+    "training_processes",
+    "training_step",
+    "sweep_command",
+    "net",
+    "transformer",
+    "depthwise",
+]
+_PROGRAMS = pytest.StashKey()
+
+
+def pytest_configure(config):
+    """Tests, and the commands that they start, compile many of the same programs: one cache for all of a run."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.stash[_PROGRAMS] = tempfile.mkdtemp(prefix="saf_jax_test_programs_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[_PROGRAMS]
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_unconfigure(config):
+    """The process that made the cache removes it; those that it started found it named."""
+    if _PROGRAMS in config.stash:
+        shutil.rmtree(config.stash[_PROGRAMS], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import soundfile
 from saf_jax.cli import main
 
 SHORT = ["--set", "train.steps=12", "train.validate_every=12", "data.crop_seconds=1", "model.layers=1"]
+# A network that is soon compiled.
+SHORT += ["model.attention_kernel=3", "model.dense_dilations=[1]", "model.tcn_dilations=[1]"]
 
 
 def run_demo(workdir, *arguments):

@@ -184,8 +184,8 @@ def test_training_starts_from_given_weights(weights_file):
 
 
 def test_weights_of_another_network_are_no_start(weights_file):
-    with pytest.raises(UserError, match=r"is another network; differing: model\.width \(4 there, 8 now\)$"):
-        initial_variables(starting_from(weights_file, width=8))
+    with pytest.raises(UserError, match=r"is another network; differing: model\.width \(4 there, 6 now\)$"):
+        initial_variables(starting_from(weights_file, width=6))
     with pytest.raises(UserError, match="no such run folder or weights file"):
         initial_variables(starting_from("nowhere"))
 
