@@ -72,10 +72,11 @@ def small_config():
 
 
 @pytest.fixture
-def quick_compile():
-    """Compiles without the costly optimisations: for programs that run once on a few frames."""
+def quick_compile(monkeypatch):
+    """Compiles without the costly optimisations, also in commands: for programs that run a few times on little."""
     import jax
 
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

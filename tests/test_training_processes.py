@@ -17,6 +17,8 @@ from saf_jax.training import train_and_evaluate
 # No clipping: Adam's first moment after one step then is the gradient times a known factor.
 SETTINGS = [*SMALL, "train.batch_size=16", "train.gradient_clip=0", "train.validate_every=10", "train.log_every=5"]
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -24,6 +24,8 @@ SETTINGS = [
     "train.keep_best=2",
 ]
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -15,6 +15,8 @@ from saf_jax import parallel, training
 from saf_jax.config import load_config
 from saf_jax.training_step import build_train_step, init_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -15,6 +15,8 @@ from saf_jax.config import Config, DataConfig, STFTConfig, TrainConfig
 from saf_jax.training import train_and_evaluate
 from saf_jax.training_step import init_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
