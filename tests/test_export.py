@@ -21,6 +21,8 @@ from saf_jax.transforms import istft, stft
 CONFIG = networks.config(causal=True, dense_dilations=(1,), tcn_dilations=(1,), attention_kernel=3)
 HOP = CONFIG.stft.hop_samples
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def variables():

@@ -18,6 +18,8 @@ HOP = networks.STFT.hop_samples
 WINDOWS = {"half": networks.STFT, "quarter": STFTConfig(1600, 32, 8), "third": STFTConfig(1600, 48, 16)}
 CONFIG = networks.least(causal=True, attention_kernel=3, outputs="both")
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def variables():
@@ -57,7 +59,6 @@ def joined(frames, config, length):
     return frames.reshape(*frames.shape[:-2], -1)[..., delay_samples(config) :][..., :length]
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("window", WINDOWS)
 def test_hop_by_hop_equals_the_whole_signal(window, signal):
     config = networks.least(causal=True, attention_kernel=3, outputs="both", stft=WINDOWS[window])
@@ -69,7 +70,6 @@ def test_hop_by_hop_equals_the_whole_signal(window, signal):
     np.testing.assert_allclose(joined(frames, config, len(signal)), expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_every_part_of_a_network_streams(signal):
     config = networks.config(causal=True)
     variables = networks.net_variables(config)

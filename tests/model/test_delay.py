@@ -8,6 +8,8 @@ from saf_jax.model.cost import context_frames
 from saf_jax.model.delay import network_delay
 from saf_jax.model.net import SAFNet
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.mark.parametrize(
     "changes",

@@ -8,6 +8,8 @@ from saf_jax.model.discriminator import Discriminator
 FRAMES = np.array([37, 20, 1, 0], np.int32)
 MODULE = Discriminator(width=4)
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def magnitudes():
