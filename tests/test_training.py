@@ -150,10 +150,6 @@ def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
         "data.crop_seconds=1",
         "train.batch_size=1",
         "train.steps=340",
-    ]
-    settings += [
-        "train.batch_size=1",
-        "train.steps=340",
         "train.learning_rate=5e-3",
         "train.schedule=cosine",
         "train.warmup_steps=10",
