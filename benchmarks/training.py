@@ -12,6 +12,7 @@ Parts, each printed as lines with ratios of this run:
 - communication: bytes that 2, 4 and 8 devices sum up in a step, counted in the programs compiled for them (simulated).
 - pages: huge pages on a CPU, on against off: the step, and three operations.
 - norms: the dense block as it is (norm, then depth-wise convolution) against the other order.
+- cores: the step on a CPU with one device for all cores against one device for each (as the command trains), in turn.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 
 from saf_jax.config import Config, load_config
 
-PARTS = ("step", "operations", "loop", "communication", "pages", "norms")
+PARTS = ("step", "operations", "loop", "communication", "pages", "norms", "cores")
 LOOP_BAR = 1.05
 # A small block, as in configs/tiny.yaml: what it writes is small enough for the caches, so that page faults show.
 SMALL_BLOCK = ((4, 200, 161, 16), ["model.width=16", "model.dense_dilations=[1,2]"])
@@ -275,6 +276,24 @@ def page_times(config: Config, rounds: int) -> None:
     print(json.dumps({**times, "training step": measured(BareStep(config).run, rounds)}))
 
 
+def measure_cores(name: str, settings: list[str], rounds: int) -> None:
+    """Runs this script anew with one device and with one for each core, alternately: devices are fixed at the start."""
+    counts = {"one device": 1, "a device for each core": len(os.sched_getaffinity(0))}
+    found: dict[str, list[float]] = {}
+    for _ in range(2):
+        for kind, devices in counts.items():
+            result = subprocess.run(
+                [sys.executable, __file__, "--parts", "step_time", "--config", name, "--rounds", str(rounds),
+                 *(["--set", *settings] if settings else [])],
+                env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            found.setdefault(kind, []).append(float(result.stdout.splitlines()[-1]))
+    one, each = (min(found[kind]) for kind in counts)
+    runs = "; ".join(f"{kind}: {', '.join(f'{s:.3f}' for s in seconds)} s a step" for kind, seconds in found.items())
+    print(f"cores, {name}: {one / each:.2f} times as fast with a device for each core ({runs})")
+
+
 def measure_norms(config: Config, rounds: int) -> None:
     """Forward + backward of the network's dense block with its norm before and after the depth-wise convolution."""
     import flax.linen as nn
@@ -319,13 +338,18 @@ def main(arguments=None) -> int:
     parser.add_argument("--steps", type=int, default=50, help="steps of the loop")
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
-    if unknown := set(parts) - {*PARTS, "page_times"}:
+    if unknown := set(parts) - {*PARTS, "page_times", "step_time"}:
         parser.error(f"unknown part {sorted(unknown)[0]}: must be some of {', '.join(PARTS)}")
 
     from saf_jax.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
     config = load_config(options.config, options.set)
+    if parts == ["step_time"]:
+        from saf_jax.train_cost import BareStep
+
+        print(BareStep(config).time(options.rounds))
+        return 0
     if parts == ["page_times"]:
         page_times(config, options.rounds)
         return 0

@@ -20,6 +20,7 @@ from saf_jax.files import make_folder
 from saf_jax.metrics import check_packages
 from saf_jax.results import PER_FILE, SUMMARY, FileResult, read_per_file, write_per_file
 from saf_jax.scoring import Task, score_all
+from saf_jax.worker_processes import usable_cores
 
 _SAVE_SECONDS = 2.0
 
@@ -125,7 +126,7 @@ def evaluate(
     check_packages()
     started = time.perf_counter()
     clean, noisy, out = Path(clean), Path(noisy), Path(out)
-    jobs = jobs or _cores()
+    jobs = jobs or usable_cores()
     pairs = audio.list_pairs(clean, noisy)
     known, remarks = find_conditions(pairs, clean, noisy, log_file, manifest)
     remarks += suspicions(clean, noisy, pairs)
@@ -220,8 +221,3 @@ def _score(
 def _say(line: str, quiet: bool) -> None:
     if not quiet:
         print(line, file=sys.stderr)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

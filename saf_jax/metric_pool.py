@@ -14,7 +14,7 @@ import numpy as np
 
 from saf_jax import metrics
 from saf_jax.errors import UserError
-from saf_jax.worker_processes import one_thread_per_process, spawn_pool
+from saf_jax.worker_processes import one_thread_per_process, spawn_pool, usable_cores
 
 METRICS = {
     "wb_pesq": metrics.wb_pesq,
@@ -86,7 +86,7 @@ class MetricPool:
     """
 
     def __init__(self, jobs: int | None = None):
-        self._jobs = jobs or min(8, max(1, (os.cpu_count() or 1) // 4))
+        self._jobs = jobs or min(8, max(1, usable_cores() // 4))
         self._start_pool()
 
     def _start_pool(self) -> None:

@@ -84,6 +84,7 @@ def _write_record(config: Any, args: argparse.Namespace) -> None:
     from saf_jax.results import write_json
     from saf_jax.run_log import curve, read_log, trained_seconds
     from saf_jax.sweep_runs import RECORD_FILE
+    from saf_jax.worker_processes import usable_cores
 
     entries = read_log(args.workdir)
     speed = curve(entries, "train", "audio_seconds_per_second").values
@@ -103,7 +104,7 @@ def _write_record(config: Any, args: argparse.Namespace) -> None:
             # The median: the first lines of the log hold compilation.
             "seconds_per_step": round(audio_seconds / float(np.median(speed)), 5) if len(speed) else None,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": usable_cores(),
             "commit": provenance.commit(),
             "versions": provenance.versions(("jax", "flax", "optax", "numpy")),
         },

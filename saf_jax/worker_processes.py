@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spawn_pool(jobs: int, *, preload: tuple[str, ...] = (), niceness: int = 0) -> ProcessPoolExecutor:
     """A pool of processes that import nothing of what the caller has loaded.
 

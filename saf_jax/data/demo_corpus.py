@@ -21,6 +21,7 @@ from saf_jax.data.manifest import FILE_NAME, write_manifest
 from saf_jax.data.mixing import gain_for_snr
 from saf_jax.data.sentences import compose
 from saf_jax.errors import UserError
+from saf_jax.worker_processes import usable_cores
 
 SAMPLE_RATE_HZ = 16000
 TRAIN_NOISES = ("hiss", "hum", "rain", "machinery", "keys", "music", "birds", "babble")
@@ -177,7 +178,7 @@ def _make(folder: Path, seed: int) -> None:
         for kind in ("clean", "noisy"):
             (folder / split / kind).mkdir(parents=True)
     try:
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(4, usable_cores())) as pool:
             rows = list(pool.map(make, range(len(examples))))
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).rstrip(". ")

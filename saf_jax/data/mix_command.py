@@ -5,7 +5,6 @@ import fnmatch
 import hashlib
 import json
 import math
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from saf_jax.data.folders import labels, whole_folder
 from saf_jax.data.manifest import FILE_NAME, write_manifest
 from saf_jax.data.mixing import gain_for_snr, reverberate
 from saf_jax.errors import UserError
+from saf_jax.worker_processes import usable_cores
 
 _MARKER = "mix.json"
 _COLUMNS = ("file", "clean_file", "speaker", "noise", "noise_file", "rir_file", "snr_db", "seconds")
@@ -125,7 +125,7 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
     if _read_marker(settings.out) == marker and (settings.out / FILE_NAME).is_file():
         return len(plans), False
     with whole_folder(settings.out, lambda folder: _read_marker(folder) is not None) as folder:
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             rows = list(pool.map(lambda item: _make(folder, settings, *item), enumerate(plans)))
         write_manifest(folder / FILE_NAME, _COLUMNS, rows)
         (folder / _MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """`saf-jax prepare`: training data from the official corpus, or from any folders of speech and noise."""
 
 import argparse
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from saf_jax.data.manifest import FILE_NAME, write_manifest
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder
+from saf_jax.worker_processes import usable_cores
 
 FOLDER_COLUMNS = ("file", "kind", "split", "label", "seconds", "sample_rate_hz", "channels")
 _SAMPLE_RATE_HZ = 16000
@@ -149,7 +149,7 @@ def _convert(root: Path, good: list) -> dict[Path, str]:
         samples = audio.read_mono(path, _SAMPLE_RATE_HZ)
         audio.write(root / places[path], audio.Audio(samples.clip(-1, 1), _SAMPLE_RATE_HZ))
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in track(pool.map(convert, places), "converting", len(places)):
             pass
     return places

@@ -15,6 +15,7 @@ from saf_jax import audio
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
 from saf_jax.files import atomic_path, explain_os_error, make_folder, user_errors, write_text
+from saf_jax.worker_processes import usable_cores
 
 
 class Storage:
@@ -139,12 +140,12 @@ class Recordings:
                 return _fit(np.rint(mono * 32768).astype(np.int16), length, path)
             return _fit(audio.resample(mono, recording.sample_rate_hz, self.sample_rate_hz), length, path)
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             waiting = []
             # Not pool.map: it would decode far ahead of a slow disk and hold everything in memory.
             for path, length in track(zip(self.files, self.lengths.tolist()), "reading recordings", len(self.files)):
                 waiting.append(pool.submit(decode, path, length))
-                if len(waiting) > 4 * (os.cpu_count() or 1):
+                if len(waiting) > 4 * usable_cores():
                     yield waiting.pop(0).result()
             for job in waiting:
                 yield job.result()

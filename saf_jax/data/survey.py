@@ -16,6 +16,7 @@ from saf_jax import audio
 from saf_jax.data.active_level import rms_db
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
+from saf_jax.worker_processes import usable_cores
 
 SPLITS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 """Names of folders that tell to which part of the data their files belong."""
@@ -77,7 +78,7 @@ def survey(folders: Iterable[tuple[str, Path]], rules: Rules) -> list[Finding]:
                 files, folder, names if kind == "clean" else {}, rules.valid_part if kind != "rir" else 0.0
             )
         jobs += [(file, kind, splits[file], names[file]) for file in files]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         looked = pool.map(lambda job: _look(*job, rules), jobs)
         found = sorted(track(looked, "looking", len(jobs)), key=lambda finding: (finding.kind, str(finding.path)))
     found = _mark_duplicates(found)

@@ -7,7 +7,6 @@ References:
 
 import contextlib
 import io
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
 from saf_jax.files import atomic_path, explain_os_error, make_folder
+from saf_jax.worker_processes import usable_cores
 
 BASE_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/2791"
 PAGE_URL = "https://datashare.ed.ac.uk/handle/10283/2791"
@@ -290,7 +290,7 @@ def _convert_all(work: list[tuple[Path, _Wave]], jobs: int) -> dict[Path, int]:
             waiting.append((target, wave))
     if not waiting:
         return lengths
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(jobs or usable_cores()) as pool:
         running = {pool.submit(_convert, target, wave): target for target, wave in waiting}
         try:
             for done in track(as_completed(running), "converting", len(running)):
