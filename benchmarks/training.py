@@ -12,7 +12,7 @@ Parts, each printed as lines with ratios of this run:
 - communication: bytes that 2, 4 and 8 devices sum up in a step, counted in the programs compiled for them (simulated).
 - pages: huge pages on a CPU, on against off: the step, and three operations.
 - norms: the dense block as it is (norm, then depth-wise convolution) against the other order.
-- cores: the step on a CPU with one device for all cores against one device for each (as the command trains), in turn.
+- cores: the step on a CPU with one device for all cores against one device for each, in turn.
 """
 
 import argparse
@@ -278,7 +278,9 @@ def page_times(config: Config, rounds: int) -> None:
 
 def measure_cores(name: str, settings: list[str], rounds: int) -> None:
     """Runs this script anew with one device and with one for each core, alternately: devices are fixed at the start."""
-    counts = {"one device": 1, "a device for each core": len(os.sched_getaffinity(0))}
+    from saf_jax.worker_processes import usable_cores
+
+    counts = {"one device": 1, "a device for each core": usable_cores()}
     found: dict[str, list[float]] = {}
     for _ in range(2):
         for kind, devices in counts.items():
@@ -367,6 +369,8 @@ def main(arguments=None) -> int:
         measure_pages(options.config, options.set, options.rounds)
     if "norms" in parts:
         measure_norms(config, options.rounds)
+    if "cores" in parts:
+        measure_cores(options.config, options.set, options.rounds)
     return 0 if reached else 1
 
 
