@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -39,3 +40,9 @@ def test_tables_of_a_set(model_card):
     assert sum("0 to 5" in line for line in lines) == 1  # speakers are left out
     tables = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in tables} == {9, 8}
+
+
+def test_rumble_does_not_count_as_voice(model_card):
+    seconds = np.arange(16000) / 16000
+    voice, rumble = np.sin(2 * np.pi * 200 * seconds), np.sin(2 * np.pi * 20 * seconds)
+    np.testing.assert_allclose(model_card.without_rumble(voice + 3 * rumble, 16000), voice, atol=1e-9)
