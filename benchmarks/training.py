@@ -12,12 +12,13 @@ Parts, each printed as lines with ratios of this run:
 - communication: bytes that 2, 4 and 8 devices sum up in a step, counted in the programs compiled for them (simulated).
 - pages: huge pages on a CPU, on against off: the step, and three operations.
 - norms: the dense block as it is (norm, then depth-wise convolution) against the other order.
-- cores: the step on a CPU with one device for all cores against one device for each, in turn.
+- cores: the step on a CPU with one device for all cores against one for each (as many as share the batch), in turn.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 import statistics
@@ -242,13 +243,9 @@ def measure_pages(name: str, settings: list[str], rounds: int) -> None:
     found: dict[int, dict[str, list[tuple[float, float]]]] = {0: {}, 1: {}}
     for _ in range(2):
         for huge in found:
-            result = subprocess.run(
-                [sys.executable, __file__, "--parts", "page_times", "--config", name, "--rounds", str(rounds),
-                 *(["--set", *settings] if settings else [])],
-                env={**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.hugetlb={huge}"},
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            for key, value in json.loads(result.stdout.splitlines()[-1]).items():
+            environment = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb={huge}"}
+            line = last_line_of("page_times", name, settings, rounds, environment)
+            for key, value in json.loads(line).items():
                 found[huge].setdefault(key, []).append(value)
     for key in found[0]:
         (off, off_faults), (on, on_faults) = (min(found[huge][key]) for huge in (0, 1))
@@ -277,23 +274,30 @@ def page_times(config: Config, rounds: int) -> None:
 
 
 def measure_cores(name: str, settings: list[str], rounds: int) -> None:
-    """Runs this script anew with one device and with one for each core, alternately: devices are fixed at the start."""
+    """Runs this script anew with one device and with several, alternately: devices are fixed at the start."""
     from saf_jax.worker_processes import usable_cores
 
-    counts = {"one device": 1, "a device for each core": usable_cores()}
-    found: dict[str, list[float]] = {}
+    train = load_config(name, settings).train
+    # Devices share a batch evenly: not every core has one if the batch is small.
+    counts = (1, math.gcd(usable_cores(), train.batch_size // train.accumulate))
+    found: list[list[float]] = [[], []]
     for _ in range(2):
-        for kind, devices in counts.items():
-            result = subprocess.run(
-                [sys.executable, __file__, "--parts", "step_time", "--config", name, "--rounds", str(rounds),
-                 *(["--set", *settings] if settings else [])],
-                env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            found.setdefault(kind, []).append(float(result.stdout.splitlines()[-1]))
-    one, each = (min(found[kind]) for kind in counts)
-    runs = "; ".join(f"{kind}: {', '.join(f'{s:.3f}' for s in seconds)} s a step" for kind, seconds in found.items())
-    print(f"cores, {name}: {one / each:.2f} times as fast with a device for each core ({runs})")
+        for seconds, devices in zip(found, counts):
+            environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+            seconds.append(float(last_line_of("step_time", name, settings, rounds, environment)))
+    one, each = map(min, found)
+    runs = "; ".join(f"{n}: {', '.join(f'{s:.3f}' for s in seconds)} s a step" for n, seconds in zip(counts, found))
+    print(f"cores, {name}: {one / each:.2f} times as fast with {counts[1]} devices as with one ({runs})")
+
+
+def last_line_of(part: str, name: str, settings: list[str], rounds: int, environment: dict[str, str]) -> str:
+    """What a part prints last in a process of its own."""
+    own = ["--set", *settings] if settings else []
+    result = subprocess.run(
+        [sys.executable, __file__, "--parts", part, "--config", name, "--rounds", str(rounds), *own],
+        env={**os.environ, **environment}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return result.stdout.splitlines()[-1]
 
 
 def measure_norms(config: Config, rounds: int) -> None:
