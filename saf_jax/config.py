@@ -279,6 +279,7 @@ class LossConfig:
       multi_resolution: spectral convergence and log magnitudes at three window lengths.
       phase: anti-wrapped phase, group delay and instantaneous angular frequency, in radians (MP-SENet).
       si_sdr: negative scale-invariant signal-to-distortion ratio, in dB: give it a weight near 0.01.
+      segmental: negative segmental SNR, in dB: give it a weight near 0.01.
       perceptual: points that PESQ takes away, by a differentiable relative of it: give it a weight near 0.05.
       intelligibility: 1 - STOI, made differentiable: give it a weight near 0.5.
       metric: the metric discriminator's verdict (MetricGAN), see the section `discriminator`: MP-SENet has 0.05.
@@ -291,6 +292,7 @@ class LossConfig:
     multi_resolution: float = 0.0
     phase: float = 0.0
     si_sdr: float = 0.0
+    segmental: float = 0.0
     perceptual: float = 0.0
     intelligibility: float = 0.0
     metric: float = 0.0

@@ -25,6 +25,9 @@ _QUIET = 10 ** (-30 / 20)
 _PHASELESS = 1e-2
 # Where the SI-SDR stops to count, so that an almost clean signal does not drown the others.
 _MOST_SI_SDR_DB = 35.0
+# The segmental term's frames and limits: those of the metric SSNR.
+_SEGMENT_HOP_SECONDS, _SEGMENT_HOPS = 0.0075, 4
+_LEAST_SEGMENT_SNR_DB, _MOST_SEGMENT_SNR_DB = -10.0, 35.0
 
 
 class Term(NamedTuple):
@@ -183,6 +186,43 @@ def negative_si_sdr(estimate: jax.Array, target: jax.Array, samples: jax.Array) 
     return Term(jnp.sum(10 * jnp.log10(ratio) * heard), jnp.sum(heard).astype(estimate.dtype))
 
 
+def negative_segmental_snr(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
+    """Segmental signal-to-noise ratio, negative, in dB: the mean over frames of 30 ms, every 7.5 ms.
+
+    The limits of the metric, -10 and 35 dB, are soft ones here: a frame beyond them still has a gradient.
+
+    Args:
+      estimate, target: float32 [B, N], unit level, 0 beyond `samples`.
+      samples: int32 [B], valid samples of each signal; each counts by its frames.
+      sample_rate_hz: of the samples.
+
+    References:
+      Hu, Loizou 2008, section II.C (`saf_jax.metrics`' SSNR).
+    """
+    hop = max(1, round(sample_rate_hz * _SEGMENT_HOP_SECONDS))
+    fill = max(0, _SEGMENT_HOPS * hop - target.shape[1])
+    fill += -(target.shape[1] + fill) % hop
+    window = _SEGMENT_HOPS * hop
+    taper = (0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(1, window + 1) / (window + 1))) ** 2
+
+    def energies(signal: jax.Array) -> jax.Array:
+        """[B, N] -> [B, frames]: the energy of each hop under each quarter of the taper, four quarters a frame."""
+        hops = jnp.pad(signal, ((0, 0), (0, fill))).reshape(len(signal), -1, hop) ** 2
+        quarters = hops @ taper.reshape(_SEGMENT_HOPS, hop).T
+        count = quarters.shape[1] - _SEGMENT_HOPS + 1
+        return sum(quarters[:, i : i + count, i] for i in range(_SEGMENT_HOPS))
+
+    signal, noise = energies(target), energies(estimate - target)
+    # Far below what counts: keeps the ratio of silence to silence finite, at 0 dB.
+    tiny = 1e-10 * window
+    least, most = (10 ** (limit / 10) for limit in (_LEAST_SEGMENT_SNR_DB, _MOST_SEGMENT_SNR_DB))
+    ratio = (noise + signal / most + tiny) / (signal + least * noise + tiny)
+    # As many frames as the metric takes.
+    frames = jnp.maximum(samples // hop - _SEGMENT_HOPS, 0)
+    mask = jnp.arange(ratio.shape[1]) < frames[:, None]
+    return Term(jnp.sum(10 * jnp.log10(ratio) * mask), jnp.sum(frames).astype(estimate.dtype))
+
+
 def perceptual_error(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
     """What PESQ would take away from 4.5 points, by `saf_jax.perceptual`; signals without speech do not count.
 
@@ -220,6 +260,9 @@ _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
     ),
     "phase": lambda s, _: phase_error(s.estimate, s.target, s.frames),
     "si_sdr": lambda s, _: negative_si_sdr(s.estimated_samples, s.target_samples, s.samples),
+    "segmental": lambda s, config: negative_segmental_snr(
+        s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
+    ),
     "perceptual": lambda s, config: perceptual_error(
         s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
     ),

@@ -19,12 +19,14 @@ from saf_jax.losses import (
     loss_terms,
     magnitude_error,
     multi_resolution_error,
+    negative_segmental_snr,
     negative_si_sdr,
     phase_error,
     time_error,
     valid_frames,
     weighted_sum,
 )
+from saf_jax.composite_measures import ssnr_db
 from saf_jax.metrics import si_sdr_db
 from saf_jax.signal_path import analyse
 from saf_jax.training_step import compared_signals
@@ -176,6 +178,27 @@ def test_si_sdr_of_a_perfect_estimate_is_bounded():
     clean = make_batch()["clean"]
     total, count = negative_si_sdr(2 * clean, clean, SAMPLES)
     assert float(total / count) == pytest.approx(-35, abs=0.1)
+
+
+def test_segmental_snr_is_the_metrics_within_its_limits():
+    rng = np.random.default_rng(2)
+    lengths = np.array([16000, 9000])
+    clean = rng.standard_normal((2, 16000)) * (np.arange(16000) < lengths[:, None])
+    # Loud and soft stretches, from 0 to 25 dB above the error.
+    clean *= 10 ** (np.linspace(0, 25, 16000) / 20)
+    guess = clean + rng.standard_normal(clean.shape) * (np.arange(16000) < lengths[:, None])
+    total, count = negative_segmental_snr(jnp.float32(guess), jnp.float32(clean), lengths, 16000)
+    values = [ssnr_db(c[:n], g[:n]) for c, g, n in zip(clean, guess, lengths)]
+    frames = [16000 // 120 - 4, 9000 // 120 - 4]
+    assert float(count) == sum(frames)
+    assert float(total / count) == pytest.approx(-np.average(values, weights=frames), abs=0.3)
+
+
+@pytest.mark.parametrize(("gain", "limit_db"), [(0.0, 35.0), (1e4, -10.0)])
+def test_segmental_snr_is_limited(gain, limit_db):
+    clean, error = np.random.default_rng(3).standard_normal((2, 1, 4000)).astype(np.float32)
+    total, count = negative_segmental_snr(clean + gain * error, clean, np.array([4000]), 16000)
+    assert float(total / count) == pytest.approx(-limit_db, abs=0.05)
 
 
 @settings(max_examples=20, deadline=None)
