@@ -315,6 +315,9 @@ class TrainConfig:
         result stays the same (but for the norm "batch", whose statistics are then those of a part).
       epochs: passes over the training set; ignored where `steps` is set.
       steps: number of steps, or 0 to go by `epochs`.
+      minutes: the training ends after so many minutes at the latest, and a schedule "cosine" falls to 0 by then,
+        whatever the machine's speed: for machines that are there for a time. The first step's compilation does not
+        count. 0 goes by steps alone, which makes runs repeatable to the bit.
       learning_rate: step size at the start.
       beta1: Adam's decay of the first moment.
       beta2: Adam's decay of the second moment.
@@ -353,6 +356,7 @@ class TrainConfig:
     accumulate: int = 1
     epochs: int = 50
     steps: int = 0
+    minutes: float = 0.0
     learning_rate: float = 5e-4
     beta1: float = 0.95
     beta2: float = 0.999
@@ -396,6 +400,8 @@ class TrainConfig:
                 raise UserError(f"train.{name}={getattr(self, name)}: must not be negative")
         if not self.steps and not self.epochs:
             raise UserError("train.steps and train.epochs are both 0: set one of them")
+        if self.minutes < 0:
+            raise UserError(f"train.minutes={self.minutes}: must not be negative; 0 goes by steps")
         if self.learning_rate <= 0:
             raise UserError(f"train.learning_rate={self.learning_rate}: must be positive")
         if self.gradient_clip < 0:

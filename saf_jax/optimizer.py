@@ -1,5 +1,6 @@
 """The optimiser, the schedule of its learning rate, and the average of the weights."""
 
+import math
 from typing import Any
 
 import jax
@@ -21,17 +22,23 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(*clip, optax.scale_by_adam(b1=train.beta1, b2=train.beta2), *decay)
 
 
-def learning_rate(config: Config, step: jax.Array, total_steps: int, steps_per_epoch: int) -> jax.Array:
-    """Scheduled learning rate at a step (the first is 0), before the plateau factor."""
+def learning_rate(config: Config, step: int, steps_per_epoch: int, done: float) -> float:
+    """Scheduled learning rate at a step (the first is 0), before the plateau factor.
+
+    Args:
+      config: `train` names the schedule.
+      step: steps done before.
+      steps_per_epoch: for the schedule "exponential".
+      done: part of the training that is done, 0 to 1, for the schedule "cosine".
+    """
     train = config.train
-    rate = jnp.asarray(train.learning_rate, jnp.float32)
+    rate = train.learning_rate
     if train.warmup_steps:
-        rate = rate * jnp.minimum(1.0, (step + 1) / train.warmup_steps)
+        rate *= min(1.0, (step + 1) / train.warmup_steps)
     if train.schedule == "cosine":
-        done = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
-        rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+        rate *= 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
     if train.schedule == "exponential":
-        rate = rate * train.epoch_decay ** (step // steps_per_epoch).astype(jnp.float32)
+        rate *= train.epoch_decay ** (step // steps_per_epoch)
     return rate
 
 

@@ -121,6 +121,25 @@ def _local_sharding(*axes: str) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
+def put_scalar(value: float) -> jax.Array:
+    """A float32 [1] for each device of this process, as the mapped step takes it in a batch."""
+    values = np.full((jax.local_device_count(), 1), value, np.float32)
+    return jax.device_put(values, _local_sharding(DEVICES))
+
+
+def on_host(function: Callable[[], Any]) -> Any:
+    """The result of a jitted `function()`, computed on the CPU where JAX has one.
+
+    What runs once is not worth a GPU's compiler: initial weights took it 40 s, the CPU's a few.
+    """
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.jit(function)()
+    with jax.default_device(host):
+        return jax.jit(function)()
+
+
 def split_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """This process's part of a batch [B_local, ...] -> [local devices, B_local / local devices, ...]."""
     devices = jax.local_device_count()

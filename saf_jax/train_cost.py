@@ -134,7 +134,7 @@ class BareStep:
         self.state = parallel.put_state(jax.jit(lambda: init_state(config))())
         self.batch = parallel.put_batch(synthetic_batch(config))
         start = time.perf_counter()
-        mapped = parallel.map_over_devices(build_train_step(config, total_steps=1000), donate_state=True)
+        mapped = parallel.map_over_devices(build_train_step(config), donate_state=True)
         self.compiled = mapped.lower(self.state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - start
 

@@ -17,9 +17,11 @@ from saf_jax.errors import UserError
 from saf_jax.files import user_errors, write_text
 from saf_jax.loss_gap import LossGap
 from saf_jax.metric_labels import MetricLabels
+from saf_jax.optimizer import learning_rate
 from saf_jax.pretrained import initial_variables
 from saf_jax.progress import TrainingProgress
 from saf_jax.training_run import Run, open_run
+from saf_jax.training_span import TrainingSpan
 from saf_jax.training_step import TrainState, build_train_step, init_state
 from saf_jax.validation_scoring import ValidationScores
 
@@ -62,9 +64,10 @@ class _Loop:
 
     def __init__(self, run: Run):
         self._run, self._train = run, run.config.train
-        step = build_train_step(run.config, run.total_steps, run.steps_per_epoch)
-        self._train_step = parallel.map_over_devices(step, donate_state=True)
+        self._train_step = parallel.map_over_devices(build_train_step(run.config), donate_state=True)
         self._state, self._step = self._start()
+        self._span = TrainingSpan(self._train, run.total_steps, run.host.seconds)
+        self._finished = self._span.over(self._step)
         self._data_state = run.batches.get_state()
         self._results: list[dict[str, jax.Array]] = []
         self._gap = LossGap(run.config.loss)
@@ -77,7 +80,7 @@ class _Loop:
         restored = run.checkpoints.restore_newest(fresh)
         if restored is None:
             variables = initial_variables(run.config)
-            return parallel.put_state(jax.jit(lambda: init_state(run.config, variables))()), 0
+            return parallel.put_state(parallel.on_host(lambda: init_state(run.config, variables))), 0
         step, state, meta = restored
         state = parallel.put_state(state)
         run.restore_meta(meta, step, state)
@@ -92,11 +95,13 @@ class _Loop:
         ):
             run.observers.append(self._progress)
             run.log("start", step=self._step, devices=parallel.describe_devices(), jax=jax.__version__)
-            batch = self._next_batch() if self._step < total else None
-            while self._step < total and not self._stops_early():
+            batch = None if self._finished else self._next_batch()
+            while not self._finished and not self._stops_early():
                 with jax.transfer_guard("disallow"):
                     self._state, result = self._train_step(self._state, batch)
                 self._step += 1
+                self._span.start()
+                self._finished = self._span.over(self._step)
                 self._results.append(result)
                 for companion in run.companions:
                     companion.after_step(self._step, batch, result)
@@ -104,7 +109,7 @@ class _Loop:
                     jax.block_until_ready(self._results[-1 - _STEPS_AHEAD])
                 # The devices work on the step meanwhile.
                 self._data_state = run.batches.get_state()
-                batch = self._next_batch() if self._step < total else None
+                batch = None if self._finished else self._next_batch()
                 self._after_step()
                 if stops(self._step):
                     break
@@ -112,17 +117,19 @@ class _Loop:
 
     def _next_batch(self) -> dict[str, jax.Array]:
         """Puts the batch of the next step on the devices."""
-        batch = next(self._run.batches)
+        run = self._run
+        batch = next(run.batches)
         # The positions of the examples stay on the host.
         batch = {key: batch[key] for key in ("noisy", "clean", "samples")}
-        for companion in self._run.companions:
+        for companion in run.companions:
             batch = companion.before_step(self._step + 1, batch)
-        return parallel.put_batch(batch)
+        rate = learning_rate(run.config, self._step, run.steps_per_epoch, self._span.done(self._step))
+        return parallel.put_batch(batch) | {"learning_rate": parallel.put_scalar(rate)}
 
     def _after_step(self) -> None:
         """What is to be done at this step besides training."""
-        run, last = self._run, self._step == self._run.total_steps
-        validate = self._step % run.validate_every == 0 or last
+        run = self._run
+        validate = self._step % run.validate_every == 0 or self._finished
         reported = len(self._results) >= self._train.log_every or validate
         if reported:
             # Only here does the host wait until the devices have nothing left to do.
@@ -189,6 +196,7 @@ class _Loop:
 
     def _save(self, *, candidate: bool) -> None:
         with user_errors(self._run.workdir, "save a checkpoint in"):
+            self._run.host.seconds = self._span.seconds if self._train.minutes else 0.0
             meta = self._run.meta(self._step, self._data_state)
             self._run.checkpoints.save(self._step, self._state, meta, candidate=candidate)
         self._saved_at, self._saved_time = self._step, time.monotonic()
@@ -200,7 +208,7 @@ class _Loop:
         if self._saved_at != self._step:
             self._save(candidate=False)
         stopped_early = self._stops_early()
-        preempted = self._step < run.total_steps and not stopped_early
+        preempted = not self._finished and not stopped_early
         if not preempted:
             for companion in run.companions:
                 companion.finish(run)

@@ -24,7 +24,7 @@ from saf_jax.validation import Validation
 
 # Settings that a resumed run may change: they say how long and with what means, not what is trained.
 _MAY_CHANGE = (
-    "train.epochs", "train.steps", "train.checkpoint_seconds", "train.keep_best", "train.log_every",
+    "train.epochs", "train.steps", "train.minutes", "train.checkpoint_seconds", "train.keep_best", "train.log_every",
     "train.tensorboard", "discriminator.label_processes",
     "data.workers", "data.cache_gb", "data.cache_folder",
 )  # fmt: skip
@@ -41,6 +41,7 @@ class HostState:
       best_rating: highest rating so far, for the early stop.
       unimproved: ratings since then.
       bad_steps: unusable steps in a row.
+      seconds: that the steps took, for `train.minutes`; 0 without.
     """
 
     valid_loss: float | None = None
@@ -49,6 +50,7 @@ class HostState:
     best_rating: float | None = None
     unimproved: int = 0
     bad_steps: int = 0
+    seconds: float = 0.0
 
     def learning_rate_factor(self, valid_loss: float, patience: int) -> float:
         """Takes a validation loss; 0.5 when it has not fallen for `patience` validations (DB-AIAT), else 1."""
@@ -145,6 +147,8 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
     check_label_package(config)
     if config.train.tensorboard:
         tensorboard.check_packages()
+    if config.train.minutes and parallel.process_count() > 1:
+        raise UserError("train.minutes: several processes have no common clock: set train.steps instead")
     parallel.check_batch_size(config.train.batch_size, config.train.accumulate)
     batches = pipeline.training_batches(
         config, process_index=parallel.process_index(), process_count=parallel.process_count()

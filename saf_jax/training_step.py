@@ -14,7 +14,7 @@ from saf_jax.discriminator_step import advance, init_discriminator, metric_error
 from saf_jax.level import safe_level, sample_level
 from saf_jax.losses import Signals, Term, has_speech, loss_terms, valid_frames, weighted_sum
 from saf_jax.model.net import SAFNet
-from saf_jax.optimizer import average_weights, build_optimizer, learning_rate
+from saf_jax.optimizer import average_weights, build_optimizer
 from saf_jax.signal_path import Analysis, analyse, synthesise
 
 Batch = dict[str, jax.Array]
@@ -155,10 +155,11 @@ def term_counts(config: Config, batch: Batch) -> dict[str, jax.Array]:
     return counts
 
 
-def build_train_step(
-    config: Config, total_steps: int, steps_per_epoch: int = 1
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+def build_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """The step of one device; `parallel.map_over_devices` runs it on all.
+
+    Besides what `batch_signals` takes, a batch may hold "learning_rate", float32 [1], the scheduled one: an input, so
+    that one compiled program serves trainings of all lengths and rates. Without it the rate is `train.learning_rate`.
 
     The loss is the sum over all devices divided by the count over all devices, so that it does not depend on how a
     padded batch is spread over them, nor on how many parts it is taken in (`train.accumulate`). A step whose gradient
@@ -203,6 +204,8 @@ def build_train_step(
         return found, batch_stats, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), judged)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        batch = dict(batch)
+        scheduled = batch.pop("learning_rate", None)
         found, batch_stats, judged = device_gradient(state, batch)
         gradient, losses = parallel.sum_over_devices(found)
 
@@ -211,7 +214,7 @@ def build_train_step(
         if train.explosion_factor:
             settled = state.step - state.skipped >= _SETTLED_STEPS
             usable &= ~settled | (norm <= train.explosion_factor * state.usual_norm)
-        rate = learning_rate(config, state.step, total_steps, steps_per_epoch) * state.learning_rate_scale
+        rate = state.learning_rate_scale * (train.learning_rate if scheduled is None else scheduled[0])
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda value, update: value - rate * update, state.params, updates)
         average = average_weights(state.average, params, state.step, train.average_decay) if state.average else {}

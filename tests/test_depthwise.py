@@ -14,7 +14,7 @@ from saf_jax.model.depthwise import IMPLEMENTATIONS, depthwise_conv2d
 
 TOLERANCE = 1e-4  # of each tensor's largest value
 KERNELS = ((1, 3), (3, 1), (3, 3), (5, 5), (7, 7), (11, 11), (21, 21))
-OURS = ("shift", "fft", None)
+OURS = ("shift", "fft", "taps", None)
 
 
 def random_arrays(shape, kernel_sides, dtype=np.float32, seed=0):

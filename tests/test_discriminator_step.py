@@ -37,7 +37,7 @@ def make_batch(seed, labels):
 
 @pytest.fixture(scope="module")
 def train_step():
-    step = parallel.map_over_devices(build_train_step(CONFIG, 100))
+    step = parallel.map_over_devices(build_train_step(CONFIG))
     return lambda state, batch: jax.device_get(step(parallel.put_state(state), parallel.put_batch(batch)))
 
 

@@ -44,7 +44,7 @@ def test_training_and_validation_lower_for_gpu_and_tpu(settings):
     devices = jax.device_count()
     batch = {"noisy": array(devices, 2, SAMPLES), "clean": array(devices, 2, SAMPLES)}
     batch["samples"] = array(devices, 2, dtype=jnp.int32)
-    for step in (build_train_step(config, 100), build_validation_step(config)):
+    for step in (build_train_step(config), build_validation_step(config)):
         exported = export.export(jax.jit(parallel.map_over_devices(step)), platforms=PLATFORMS)(state, batch)
         assert exported.platforms == tuple(PLATFORMS)
         assert exported.nr_devices == devices

@@ -65,7 +65,7 @@ def test_nothing_is_compiled_after_the_first_steps(data, tmp_path, monkeypatch):
 
 def test_the_step_never_calls_the_host():
     config = load_config("paper", SMALL)
-    step = parallel.map_over_devices(build_train_step(config, 10, 10), donate_state=True)
+    step = parallel.map_over_devices(build_train_step(config), donate_state=True)
     state = jax.eval_shape(lambda: init_state(config))
     size = config.train.batch_size
     batch = {

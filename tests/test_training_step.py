@@ -12,6 +12,7 @@ from saf_jax.errors import UserError
 from saf_jax.losses import weighted_sum
 from saf_jax.model.net import SAFNet
 from saf_jax.optimizer import average_weights, build_optimizer, learning_rate
+from saf_jax.training_span import TrainingSpan
 from saf_jax.training_step import (
     batch_terms,
     build_model,
@@ -28,6 +29,7 @@ CONFIG = dataclasses.replace(
     train=TrainConfig(batch_size=8, gradient_clip=0.0, warmup_steps=10),
     loss=LossConfig(complex=0.7, magnitude=0.3),
 )
+RATE = 2.5e-4
 SAMPLES = np.array([500, 460, 17, 40, 333, 500, 0, 250], np.int32)
 
 
@@ -48,8 +50,13 @@ def make_state(config=CONFIG):
 @pytest.fixture(scope="module")
 def train_step():
     """One compiled step on all eight devices, as training runs it."""
-    step = parallel.map_over_devices(build_train_step(CONFIG, 100), donate_state=True)
-    return lambda state, batch: step(jax.tree.map(jnp.array, state), parallel.split_batch(batch))
+    step = parallel.map_over_devices(build_train_step(CONFIG), donate_state=True)
+
+    def run(state, batch):
+        batch = parallel.split_batch(batch) | {"learning_rate": parallel.put_scalar(RATE)}
+        return step(jax.tree.map(jnp.array, state), batch)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +111,8 @@ def test_eight_devices_agree_with_one(train_step, plain):
     norm = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(gradient)))
     assert float(result["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
 
-    # Adam's first step, the rate warmed up to 5 of 10 steps and halved once.
-    rate = 5e-4 * 0.5 * 0.5
+    # Adam's first step, the scheduled rate halved once.
+    rate = RATE * 0.5
     assert float(result["learning_rate"]) == pytest.approx(rate)
     mu, nu = moments(state).mu, moments(state).nu
     wanted = jax.tree.map(
@@ -154,7 +161,7 @@ def test_parts_of_a_batch_sum_to_the_whole():
     found = []
     for accumulate in (1, 4):
         config = dataclasses.replace(base, train=dataclasses.replace(CONFIG.train, accumulate=accumulate))
-        step = parallel.map_over_devices(build_train_step(config, 100))
+        step = parallel.map_over_devices(build_train_step(config))
         batch = {name: values.reshape(2, 4, *values.shape[1:]) for name, values in make_batch().items()}
         found.append(step(make_state(config), batch))
     (whole, result), (parts, other) = found
@@ -185,7 +192,7 @@ def test_steps_move_the_average_and_decay_the_weights():
     changed = dataclasses.replace(base, train=dataclasses.replace(CONFIG.train, **settings))
     results = {}
     for config in (base, changed):
-        step = parallel.map_over_devices(build_train_step(config, 100))
+        step = parallel.map_over_devices(build_train_step(config))
         results[config] = step(make_state(config), parallel.split_batch(make_batch()))
     (_, plain_result), (state, result) = results[base], results[changed]
     before = make_state(changed)
@@ -283,7 +290,8 @@ def test_clipping_limits_the_global_norm_before_adam():
 )
 def test_learning_rate(settings, step, expected):
     config = dataclasses.replace(CONFIG, train=TrainConfig(learning_rate=0.01, **settings))
-    assert float(learning_rate(config, np.int32(step), 100, 40)) == pytest.approx(0.01 * expected, abs=1e-8)
+    done = TrainingSpan(config.train, total_steps=100).done(step)
+    assert learning_rate(config, step, 40, done) == pytest.approx(0.01 * expected, abs=1e-8)
 
 
 def test_precision_and_batch_norm_are_settings_of_training_only():

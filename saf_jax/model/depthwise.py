@@ -8,7 +8,9 @@ with zeros beyond the edges; `before` is the number of past frames that the kern
 
 XLA's CPU backend runs `conv_general_dilated` with one feature group per channel 10 to 50 times slower than the
 arithmetic needs, and its gradient with respect to the kernel slower still. So on CPU the convolution is a sum of
-shifted products and the kernel's gradient a product of spectra; GPU and TPU take their vendor's convolution.
+shifted products and the kernel's gradient a product of spectra. On NVIDIA GPUs the vendor's convolution takes 5 to 10
+times as long as shifted products for small kernels and as spectra for large ones, in its gradient up to 36 times
+(`benchmarks/depthwise.py --accelerator`). TPU takes its vendor's.
 """
 
 import functools
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-IMPLEMENTATIONS = ("lax", "shift", "fft")
+IMPLEMENTATIONS = ("lax", "shift", "fft", "taps")
 
 
 @functools.partial(jax.jit, static_argnames=("time_dilation", "causal", "implementation"))
@@ -38,8 +40,8 @@ def depthwise_conv2d(
       kernel: one kernel per channel, `[kh, kw, C]`: `kh` taps in time, `kw` in frequency, both odd.
       time_dilation: frames between neighbouring taps in time.
       causal: whether a frame sees past frames only (all padding in time on the left) instead of as many on both sides.
-      implementation: "lax", "shift" or "fft"; None takes what is fastest on the platform that the program is lowered
-        for. All of them may be differentiated in reverse mode any number of times; forward mode (`jax.jvp`,
+      implementation: "lax", "shift", "fft" or "taps"; None takes what is fastest on the platform that the program is
+        lowered for. All of them may be differentiated in reverse mode any number of times; forward mode (`jax.jvp`,
         `jax.jacfwd`, `jax.hessian`) works with "lax" only, since the others carry their own backward pass.
       past: `[B, (kh - 1) * time_dilation, F, C]`, the frames before the first, for signals that come in pieces;
         None: zeros. For causal convolutions, by "lax" or "shift" as the platform has it.
@@ -85,6 +87,7 @@ def _platforms_own(x, kernel, dilation, before):
         x,
         kernel,
         cpu=functools.partial(_correlate_shift, dilation=dilation, before=before),
+        cuda=functools.partial(_correlate_taps, dilation=dilation, before=before),
         default=functools.partial(_correlate_lax, dilation=dilation, before=before),
     )
 
@@ -115,6 +118,7 @@ def _kernel_gradient(x, gradient, kernel_size, dilation, before, implementation)
         x,
         gradient,
         cpu=functools.partial(on_cpu, **arguments),
+        cuda=functools.partial(_kernel_gradient_taps, **arguments),
         default=functools.partial(_kernel_gradient_lax, **arguments),
     )
 
@@ -330,5 +334,46 @@ def _rotation(bins, lags, length):
     return np.cos(angle), np.sin(angle)
 
 
-_FORWARD = {"lax": _correlate_lax, "shift": _correlate_shift, "fft": _correlate_fft}
-_KERNEL_GRADIENT = {"lax": _kernel_gradient_lax, "shift": _kernel_gradient_shift, "fft": _kernel_gradient_fft}
+# taps: what NVIDIA's GPUs take. A small kernel's taps are written out, which XLA:GPU makes one loop of; the caches serve
+# the neighbours. A large one goes by its spectra.
+
+
+def _correlate_taps(x, kernel, dilation, before):
+    (kh, kw), (frames, bands) = kernel.shape[:2], x.shape[1:3]
+    if kh * kw > _MOST_TAPS_TO_SHIFT:
+        # The FFT wants all zeros to be its own, and a length that is known.
+        known = before is not None and isinstance(frames, int)
+        return (_correlate_fft if known else _correlate_lax)(x, kernel, dilation, before)
+    padded = jnp.pad(x, ((0, 0), *_padding(kernel.shape, dilation, before), (0, 0)))
+    # Written once: what comes before it would else be fused into the sum and computed again for each tap.
+    padded = lax.optimization_barrier(padded)
+    frames = padded.shape[1] - (kh - 1) * dilation
+    total = None
+    for i in range(kh):
+        for j in range(kw):
+            window = padded[:, i * dilation : i * dilation + frames, j : j + bands]
+            tap = window.astype(_accumulator(x)) * kernel[i, j].astype(_accumulator(x))
+            total = tap if total is None else total + tap
+    return total.astype(x.dtype)
+
+
+def _kernel_gradient_taps(x, gradient, kernel_size, dilation, before):
+    (kh, kw), (frames, bands) = kernel_size, x.shape[1:3]
+    if kh * kw > _MOST_TAPS_TO_SHIFT:
+        return _kernel_gradient_fft(x, gradient, kernel_size, dilation, before)
+    padded, gradient = _padded(x, *_padding(kernel_size, dilation, before)), gradient.astype(_accumulator(x))
+    sums = [
+        jnp.sum(padded[:, i * dilation : i * dilation + frames, j : j + bands] * gradient, axis=(0, 1, 2))
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return jnp.stack(sums).reshape(kh, kw, -1)
+
+
+_FORWARD = {"lax": _correlate_lax, "shift": _correlate_shift, "fft": _correlate_fft, "taps": _correlate_taps}
+_KERNEL_GRADIENT = {
+    "lax": _kernel_gradient_lax,
+    "shift": _kernel_gradient_shift,
+    "fft": _kernel_gradient_fft,
+    "taps": _kernel_gradient_taps,
+}
