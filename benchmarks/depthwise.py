@@ -3,8 +3,9 @@
 Prints a table of median milliseconds for the shapes that the network uses, forward and forward + backward (gradients of
 the input and of the kernel), with the runs of one row interleaved so that a busy machine slows them alike, and one line
 for the bar: forward + backward of the 11 x 11 at (1, 200, 161, 64) at least 8 times faster than `lax`'s convolution.
+With --accelerator, the shapes of a training step on a GPU in bfloat16, and no bar.
 
-    python benchmarks/depthwise.py [--rounds 7] [--only 11x11] [--threads 2] [--markdown]
+    python benchmarks/depthwise.py [--rounds 7] [--only 11x11] [--threads 2] [--markdown] [--accelerator]
 """
 
 import argparse
@@ -45,9 +46,17 @@ CASES = [
     Case((1, 300, 41, 16), (3, 3), 2),
 ]
 IMPLEMENTATIONS = ("lax", "shift", "fft", "chosen")
+# What 16 crops of 2 s bring to the layers, the encoders and the temporal blocks of configs/saf.yaml. "shift" is made for
+# CPUs.
+ACCELERATOR_CASES = [
+    Case((16, 201, 81, 64), (11, 11)),
+    Case((16, 201, 161, 64), (3, 3), 2),
+    Case((16, 201, 81, 64), (3, 1), 4),
+]
+ACCELERATOR_IMPLEMENTATIONS = ("lax", "fft", "chosen")
 
 
-def jax_functions(case: Case):
+def jax_functions(case: Case, implementations: tuple[str, ...], dtype: str):
     """Compiled calls, `{(implementation, direction): call}`, and their largest relative difference from lax."""
     import jax
     import jax.numpy as jnp
@@ -56,10 +65,10 @@ def jax_functions(case: Case):
     from saf_jax.model.depthwise import depthwise_conv2d
 
     random = np.random.default_rng(0)
-    x, gradient = (jnp.asarray(random.standard_normal(case.shape), jnp.float32) for _ in range(2))
-    kernel = jnp.asarray(random.standard_normal((*case.kernel, case.shape[3])), jnp.float32)
+    x, gradient = (jnp.asarray(random.standard_normal(case.shape), dtype) for _ in range(2))
+    kernel = jnp.asarray(random.standard_normal((*case.kernel, case.shape[3])), dtype)
     calls, results = {}, {}
-    for name in IMPLEMENTATIONS:
+    for name in implementations:
 
         def forward(x, kernel, name=name):
             implementation = None if name == "chosen" else name
@@ -78,7 +87,7 @@ def jax_functions(case: Case):
         results[name] = calls[name, "both"]()
     difference = max(
         float(jnp.max(jnp.abs(ours - reference)) / jnp.max(jnp.abs(reference)))
-        for name in IMPLEMENTATIONS
+        for name in implementations
         for ours, reference in zip(results[name], results["lax"])
     )
     return calls, difference
@@ -145,13 +154,18 @@ def main(arguments=None) -> int:
     parser.add_argument("--only", default="", help="only the shapes whose name contains this, such as 11x11")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads for torch")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--accelerator", action="store_true", help="the shapes of a training step on a GPU, bfloat16")
     options = parser.parse_args(arguments)
 
     from saf_jax.huge_pages import restart_with_huge_pages
 
     # As training does: otherwise the page faults of fresh arrays are half of what a small kernel takes.
     restart_with_huge_pages()
-    columns = [*IMPLEMENTATIONS, *(["torch"] if importlib.util.find_spec("torch") else [])]
+    on_cpu = not options.accelerator
+    cases, implementations, dtype = (
+        (CASES, IMPLEMENTATIONS, "float32") if on_cpu else (ACCELERATOR_CASES, ACCELERATOR_IMPLEMENTATIONS, "bfloat16")
+    )
+    columns = [*implementations, *(["torch"] if on_cpu and importlib.util.find_spec("torch") else [])]
     print(machine())
     print("median ms, forward / forward + backward; ratio = lax over chosen; difference = largest, relative to lax")
     header = ["shape", *columns, "ratio", "difference"]
@@ -160,10 +174,10 @@ def main(arguments=None) -> int:
     if options.markdown:
         print("|" + "---|" * len(header))
     bar = None
-    for case in CASES:
+    for case in cases:
         if options.only not in case.name:
             continue
-        calls, difference = jax_functions(case)
+        calls, difference = jax_functions(case, implementations, dtype)
         if "torch" in columns:
             calls |= torch_functions(case, options.threads)
         times = measure(calls, options.rounds)

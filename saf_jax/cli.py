@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from saf_jax.errors import UserError
+from saf_jax.jax_defects import avoid_fft_deadlock
 
 # Each module offers `add_arguments(parser)` and `run(args) -> exit status`. It is imported only when its command is
 # called, so that `saf-jax --help` and the light commands do not wait for jax.
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
+    avoid_fft_deadlock()
     try:
         status = importlib.import_module(COMMANDS[args.command][0]).run(args)
         # Buffered output meets a closed pipe when it is flushed: here, not at the interpreter's exit.

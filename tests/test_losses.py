@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import spectrum
 
+from saf_jax.composite_measures import ssnr_db
 from saf_jax.config import Config, LossConfig
 from saf_jax.losses import (
     Signals,
@@ -26,7 +27,6 @@ from saf_jax.losses import (
     valid_frames,
     weighted_sum,
 )
-from saf_jax.composite_measures import ssnr_db
 from saf_jax.metrics import si_sdr_db
 from saf_jax.signal_path import analyse
 from saf_jax.training_step import compared_signals

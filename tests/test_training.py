@@ -48,6 +48,26 @@ def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
     assert any(np.any(np.asarray(a) != b) for a, b in zip(jax.tree.leaves(state_a.params), start))
 
 
+def test_a_training_by_the_clock_ends_with_its_schedule(data, tmp_path):
+    settings = [*SMALL, *data, "train.schedule=cosine", "train.steps=1000000", "train.minutes=0.1", "train.log_every=1"]
+    config = load_config("paper", settings)
+    result = train_and_evaluate(config, tmp_path, quiet=True)
+    assert not result["preempted"] and 0 < result["step"] < 1000000 and result["valid_loss"] is not None
+    lines = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if line["event"] == "train"]
+    assert rates[0] == pytest.approx(5e-4)
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 2.5e-4
+    # Its time is over: called again, it does no further step.
+    again = train_and_evaluate(config, tmp_path, quiet=True)
+    assert (again["step"], again["preempted"]) == (result["step"], False)
+
+
+def test_several_processes_have_no_common_clock(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"train\.minutes: several processes have no common clock: set train\.steps"):
+        train_and_evaluate(load_config("paper", [*SMALL, *data, "train.minutes=1"]), tmp_path, quiet=True)
+
+
 class Pending:
     """A result of a step of which one sees whether it was waited for."""
 

@@ -8,9 +8,9 @@ with zeros beyond the edges; `before` is the number of past frames that the kern
 
 XLA's CPU backend runs `conv_general_dilated` with one feature group per channel 10 to 50 times slower than the
 arithmetic needs, and its gradient with respect to the kernel slower still. So on CPU the convolution is a sum of
-shifted products and the kernel's gradient a product of spectra. On NVIDIA GPUs the vendor's convolution takes 5 to 10
-times as long as shifted products for small kernels and as spectra for large ones, in its gradient up to 36 times
-(`benchmarks/depthwise.py --accelerator`). TPU takes its vendor's.
+shifted products and the kernel's gradient a product of spectra. On NVIDIA GPUs the vendor's convolution takes 5 to 11
+times as long as shifted products for small kernels and as spectra for large ones, and 7 to 36 times as long in the
+kernel's gradient (benchmarks/RESULTS.md). TPU takes its vendor's.
 """
 
 import functools
@@ -334,8 +334,8 @@ def _rotation(bins, lags, length):
     return np.cos(angle), np.sin(angle)
 
 
-# taps: what NVIDIA's GPUs take. A small kernel's taps are written out, which XLA:GPU makes one loop of; the caches serve
-# the neighbours. A large one goes by its spectra.
+# taps: what NVIDIA's GPUs take. A small kernel's taps are written out, which XLA makes one loop of; the caches serve the
+# neighbours. A large one goes by its spectra.
 
 
 def _correlate_taps(x, kernel, dilation, before):
