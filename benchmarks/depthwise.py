@@ -46,8 +46,8 @@ CASES = [
     Case((1, 300, 41, 16), (3, 3), 2),
 ]
 IMPLEMENTATIONS = ("lax", "shift", "fft", "chosen")
-# What 16 crops of 2 s bring to the layers, the encoders and the temporal blocks of configs/saf.yaml. "shift" is made for
-# CPUs.
+# What 16 crops of 2 s bring to the layers, the encoders and the temporal blocks of configs/saf.yaml. "shift" is not for
+# accelerators.
 ACCELERATOR_CASES = [
     Case((16, 201, 81, 64), (11, 11)),
     Case((16, 201, 161, 64), (3, 3), 2),

@@ -334,8 +334,8 @@ def _rotation(bins, lags, length):
     return np.cos(angle), np.sin(angle)
 
 
-# taps: what NVIDIA's GPUs take. A small kernel's taps are written out, which XLA makes one loop of; the caches serve the
-# neighbours. A large one goes by its spectra.
+# taps: what NVIDIA's GPUs take. A small kernel's taps are written out, which XLA makes one loop of; the caches serve
+# the neighbours. A large one goes by its spectra.
 
 
 def _correlate_taps(x, kernel, dilation, before):
