@@ -175,10 +175,13 @@ def test_reading_leaves_alone_what_a_running_training_is_writing(checkpoints, tm
     assert not unfinished.exists()
 
 
-def test_the_state_may_be_donated_as_soon_as_save_returns(checkpoints):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_state_may_be_donated_as_soon_as_save_returns(checkpoints, devices):
     saved = checkpoints()
     change = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0)
-    state = state_of(7, size=300_000)
+    mesh = jax.make_mesh((devices,), ("devices",), devices=jax.devices()[:devices])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = jax.device_put(state_of(7, size=300_000), everywhere)
     wanted = jax.tree.map(lambda x: np.array(x, copy=True), state)
     saved.save(7, state, {})
     for _ in range(5):

@@ -49,7 +49,15 @@ def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
 
 
 def test_a_training_by_the_clock_ends_with_its_schedule(data, tmp_path):
-    settings = [*SMALL, *data, "train.schedule=cosine", "train.steps=1000000", "train.minutes=0.1", "train.log_every=1"]
+    settings = [
+        *SMALL,
+        *data,
+        "train.schedule=cosine",
+        "train.steps=1000000",
+        "train.minutes=0.05",
+        "train.validate_every=100000",
+        "train.log_every=1",
+    ]
     config = load_config("paper", settings)
     result = train_and_evaluate(config, tmp_path, quiet=True)
     assert not result["preempted"] and 0 < result["step"] < 1000000 and result["valid_loss"] is not None
@@ -141,7 +149,8 @@ def test_missing_folder_is_named_before_anything_is_written(data, tmp_path, miss
 
 def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, tmp_path):
     # An infinite learning rate makes the parameters NaN in the first step; every later gradient is NaN.
-    config = load_config("paper", [*SMALL, *data, "train.steps=100", "train.learning_rate=.inf"])
+    settings = ["train.steps=100", "train.validate_every=100", "train.log_every=3", "train.learning_rate=.inf"]
+    config = load_config("paper", [*SMALL, *data, *settings])
     with pytest.raises(UserError, match="no usable gradient"):
         train_and_evaluate(config, tmp_path, quiet=True)
     assert ".wav" in (tmp_path / "bad_batch.txt").read_text()
