@@ -9,8 +9,12 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-import networks
-import pytest
+from saf_jax.jax_defects import avoid_fft_deadlock
+
+avoid_fft_deadlock()
+
+import networks  # noqa: E402
+import pytest  # noqa: E402
 
 # Files that take a minute or so: first, so that no process ends with one of them while the others have nothing to do.
 _LONG = [
