@@ -83,6 +83,7 @@ def test_it_leaves_a_table_and_a_page_and_again_it_does_nothing(place, whole, ca
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/**/*") if path.is_file()} == made
 
 
+@pytest.mark.slow
 def test_killed_and_shared_between_machines_it_ends_the_same(place, whole):
     words = ("tiny.yaml", "--workdir", "parts", "--shard")
     first = sweep(*words, "1/2", cwd=place)

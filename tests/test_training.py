@@ -163,6 +163,7 @@ def test_plateau_halves_after_the_patience():
     assert host.lowest_loss == 0.8
 
 
+@pytest.mark.slow
 def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
     """train.py as a command on one device: the SI-SDR of its one utterance rises by more than 10 dB."""
     source = audio_root / "dev"
