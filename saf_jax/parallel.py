@@ -130,7 +130,8 @@ def put_scalar(value: float) -> jax.Array:
 def on_host(function: Callable[[], Any]) -> Any:
     """The result of a jitted `function()`, computed on the CPU where JAX has one.
 
-    What runs once is not worth a GPU's compiler: initial weights took it 40 s, the CPU's a few.
+    What runs once is not worth a GPU's compiler: initial weights took it some 40 s (an H200's, beside three other
+    programs), the CPU's a few.
     """
     try:
         host = jax.local_devices(backend="cpu")[0]

@@ -232,6 +232,16 @@ def test_pieces_that_know_their_past_are_the_whole(sides, dilation):
         past = jnp.concatenate([past, x[:, start:stop]], axis=1)[:, stop - start :]
 
 
+@pytest.mark.parametrize(("sides", "convolutions"), [((11, 11), 1), ((3, 3), 0)])
+def test_pieces_lower_for_a_gpu(sides, convolutions):
+    """A large kernel has no spectra there: the zeros that they need are not in front of a piece."""
+    shapes = (1, 4, 9, 2), (*sides, 2), (1, sides[0] - 1, 9, 2)
+    x, kernel, past = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    run = jax.jit(lambda x, kernel, past: depthwise_conv2d(x, kernel, causal=True, past=past))
+    module = export.export(run, platforms=["cuda"])(x, kernel, past).mlir_module()
+    assert module.count("stablehlo.convolution") == convolutions
+
+
 @pytest.mark.parametrize("changes", [{"past": jnp.zeros((1, 3, 5, 2))}, {"causal": False}, {"implementation": "fft"}])
 def test_a_past_that_does_not_fit_is_refused(changes):
     x, kernel, _ = random_arrays((1, 4, 5, 2), (3, 3))

@@ -294,6 +294,18 @@ def test_learning_rate(settings, step, expected):
     assert learning_rate(config, step, 40, done) == pytest.approx(0.01 * expected, abs=1e-8)
 
 
+@pytest.mark.parametrize("without_cpu", [False, True])
+def test_weights_are_drawn_on_the_host_where_jax_has_one(monkeypatch, without_cpu):
+    def none_there(backend=None):
+        raise RuntimeError(f"unknown backend {backend}")
+
+    if without_cpu:
+        monkeypatch.setattr(jax, "local_devices", none_there)
+    found = parallel.on_host(lambda: {"weight": jnp.arange(3)})
+    np.testing.assert_array_equal(found["weight"], [0, 1, 2])
+    assert {device.platform for device in found["weight"].devices()} == {"cpu"}
+
+
 def test_precision_and_batch_norm_are_settings_of_training_only():
     config = dataclasses.replace(CONFIG, train=TrainConfig(precision="bfloat16"))
     assert build_model(config, training=True).dtype == jnp.bfloat16

@@ -44,7 +44,7 @@ def depthwise_conv2d(
         lowered for. All of them may be differentiated in reverse mode any number of times; forward mode (`jax.jvp`,
         `jax.jacfwd`, `jax.hessian`) works with "lax" only, since the others carry their own backward pass.
       past: `[B, (kh - 1) * time_dilation, F, C]`, the frames before the first, for signals that come in pieces;
-        None: zeros. For causal convolutions, by "lax" or "shift" as the platform has it.
+        None: zeros. For causal convolutions, as the platform has it.
 
     Returns:
       `[B, T, F, C]` with the data type of `x`; sums are in float32 at least.
