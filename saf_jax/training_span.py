@@ -31,10 +31,10 @@ class TrainingSpan:
         return self._earlier + (0.0 if self._started is None else time.monotonic() - self._started)
 
     def done(self, step: int) -> float:
-        """Part of the training after warm-up that is done with `step` steps: what the schedule "cosine" goes by."""
+        """Part of the training that is done with `step` steps, counted from the end of the warm-up: for "cosine"."""
         warmup = self._train.warmup_steps
         by_steps = (step - warmup) / max(1, self._total - warmup)
-        return max(by_steps, self._by_clock()) if step >= warmup else 0.0
+        return max(by_steps, self._by_clock())
 
     def over(self, step: int) -> bool:
         """Whether the training ends with `step` steps."""
