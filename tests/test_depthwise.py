@@ -176,13 +176,24 @@ def test_a_float32_kernel_with_bfloat16_input_gets_a_float32_gradient():
 def test_one_program_lowers_for_every_platform():
     specs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 30, 17, 8), (11, 11, 8), (2, 30, 17, 8))]
     run = jax.jit(functools.partial(value_and_gradients, dilation=1, causal=True, implementation=None))
+    layouts = export.DisabledSafetyCheck.custom_call("LayoutConstraint")
+    to_platforms = functools.partial(export.export, run, disabled_checks=[layouts])
     for platforms in (["cpu", "cuda", "tpu"], ["tpu"]):
-        exported = export.export(run, platforms=platforms)(*specs)
+        exported = to_platforms(platforms=platforms)(*specs)
         assert "stablehlo.convolution" in exported.mlir_module()
-    assert "stablehlo.convolution" not in export.export(run, platforms=["cuda"])(*specs).mlir_module()
-    exported = export.export(run, platforms=["cpu", "cuda", "tpu"])(*specs)
+    assert "stablehlo.convolution" not in to_platforms(platforms=["cuda"])(*specs).mlir_module()
+    exported = to_platforms(platforms=["cpu", "cuda", "tpu"])(*specs)
     arrays = random_arrays((2, 30, 17, 8), (11, 11))
     assert_close(exported.call(*arrays), oracle(*arrays, 1, True))
+
+
+def test_only_differentiated_programs_for_nvidia_hold_layouts():
+    specs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 30, 17, 8), (11, 11, 8), (2, 30, 17, 8))]
+    gradients = jax.jit(functools.partial(value_and_gradients, dilation=1, causal=True, implementation=None))
+    assert gradients.trace(*specs).lower(lowering_platforms=("cuda",)).as_text().count("LayoutConstraint") >= 4
+    assert "LayoutConstraint" not in gradients.trace(*specs).lower(lowering_platforms=("cpu",)).as_text()
+    forward = jax.jit(depthwise_conv2d).trace(*specs[:2]).lower(lowering_platforms=("cuda",)).as_text()
+    assert "LayoutConstraint" not in forward
 
 
 @pytest.mark.parametrize("implementation", ["lax", "shift", None])
