@@ -318,6 +318,7 @@ class TrainConfig:
       minutes: the training ends after so many minutes at the latest, and a schedule "cosine" falls to 0 by then,
         whatever the machine's speed: for machines that are there for a time. The first step's compilation does not
         count. 0 goes by steps alone, which makes runs repeatable to the bit.
+      optimizer: "adam", the paper's, or "muon": the maps between channels are moved by Muon, all else by Adam.
       learning_rate: step size at the start.
       beta1: Adam's decay of the first moment.
       beta2: Adam's decay of the second moment.
@@ -357,6 +358,7 @@ class TrainConfig:
     epochs: int = 50
     steps: int = 0
     minutes: float = 0.0
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 5e-4
     beta1: float = 0.95
     beta2: float = 0.999

@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 
 def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
-    settings = [*SMALL, *data, "train.schedule=plateau", "train.validate_every=2"]
+    settings = [*SMALL, *data, "train.schedule=plateau", "train.validate_every=2", "train.optimizer=muon"]
     whole = load_config("paper", [*settings, "train.steps=6"])
     assert train_and_evaluate(whole, tmp_path / "whole", quiet=True)["step"] == 6
     half = load_config("paper", [*settings, "train.steps=3"])

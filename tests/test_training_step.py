@@ -11,8 +11,7 @@ from saf_jax.config import LossConfig, TrainConfig
 from saf_jax.errors import UserError
 from saf_jax.losses import weighted_sum
 from saf_jax.model.net import SAFNet
-from saf_jax.optimizer import average_weights, build_optimizer, learning_rate
-from saf_jax.training_span import TrainingSpan
+from saf_jax.optimizer import average_weights
 from saf_jax.training_step import (
     batch_terms,
     build_model,
@@ -255,43 +254,6 @@ def test_a_new_state_follows_from_the_seed_alone():
     assert (int(first.step), int(first.skipped), float(first.learning_rate_scale)) == (0, 0, 1.0)
     layer_norm = jax.eval_shape(lambda: init_state(networks.least()))
     assert set(layer_norm.variables) == {"params"}
-
-
-def test_clipping_limits_the_global_norm_before_adam():
-    config = dataclasses.replace(CONFIG, train=TrainConfig(gradient_clip=5.0))
-    params = {"a": jnp.zeros(3), "b": jnp.zeros(1)}
-    for length in (100.0, 2.0):
-        gradient = {"a": jnp.array([0.0, 0.6, 0.0]) * length, "b": jnp.array([0.8]) * length}
-        _, state = build_optimizer(config).update(gradient, build_optimizer(config).init(params), params)
-        (adam,) = [part for part in state if hasattr(part, "mu")]
-        np.testing.assert_allclose(adam.mu["b"], (1 - 0.95) * 0.8 * min(length, 5.0), rtol=1e-5)
-        np.testing.assert_allclose(adam.nu["b"], (1 - 0.999) * (0.8 * min(length, 5.0)) ** 2, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "step", "expected"),
-    [
-        ({"schedule": "constant"}, 0, 1.0),
-        ({"schedule": "plateau"}, 90, 1.0),
-        ({"schedule": "constant", "warmup_steps": 10}, 0, 0.1),
-        ({"schedule": "constant", "warmup_steps": 10}, 9, 1.0),
-        ({"schedule": "constant", "warmup_steps": 10}, 50, 1.0),
-        ({"schedule": "cosine"}, 0, 1.0),
-        ({"schedule": "cosine"}, 50, 0.5),
-        ({"schedule": "cosine"}, 100, 0.0),
-        ({"schedule": "cosine"}, 1000, 0.0),
-        ({"schedule": "cosine", "warmup_steps": 20}, 20, 1.0),
-        ({"schedule": "cosine", "warmup_steps": 20}, 60, 0.5),
-        ({"schedule": "exponential", "epoch_decay": 0.5}, 39, 1.0),
-        ({"schedule": "exponential", "epoch_decay": 0.5}, 40, 0.5),
-        ({"schedule": "exponential", "epoch_decay": 0.5, "warmup_steps": 200}, 99, 0.125),
-    ],
-    ids=str,
-)
-def test_learning_rate(settings, step, expected):
-    config = dataclasses.replace(CONFIG, train=TrainConfig(learning_rate=0.01, **settings))
-    done = TrainingSpan(config.train, total_steps=100).done(step)
-    assert learning_rate(config, step, 40, done) == pytest.approx(0.01 * expected, abs=1e-8)
 
 
 @pytest.mark.parametrize("without_cpu", [False, True])
