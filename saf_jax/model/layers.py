@@ -44,6 +44,29 @@ def _narrow_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.
 narrow_product.defvjp(_narrow_forward, _narrow_backward)
 
 
+@jax.custom_vjp
+def flat_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`, [B, T, F, C], [C, O] -> [B, T, F, O], with the kernel's gradient as a product of two matrices.
+
+    Summed over B, T and F as three axes, XLA on CPU first transposes the output's gradient, and computes whatever that
+    gradient comes from in the transposed order: element by element, and once more than needed.
+    """
+    return x @ kernel
+
+
+def _flat_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return x @ kernel, (x, kernel)
+
+
+def _flat_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    flat = [array.reshape(-1, array.shape[-1]) for array in (x, gradient)]
+    return gradient @ kernel.T, flat[0].T @ flat[1]
+
+
+flat_product.defvjp(_flat_forward, _flat_backward)
+
+
 class Pointwise(nn.Module):
     """1 x 1 convolution of one array or of several, as if they were concatenated along C.
 
@@ -59,7 +82,7 @@ class Pointwise(nn.Module):
     def __call__(self, *inputs: jax.Array) -> jax.Array:
         sizes = [x.shape[-1] for x in inputs]
         kernel = self.param("kernel", self.kernel_init, (sum(sizes), self.features))
-        product = narrow_product if self.features <= 2 else jnp.matmul
+        product = narrow_product if self.features <= 2 else flat_product
         start, out = 0, None
         for x, size in zip(inputs, sizes):
             part = product(x.astype(self.dtype), kernel[start : start + size].astype(self.dtype))

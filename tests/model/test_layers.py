@@ -5,7 +5,16 @@ import oracle
 import pytest
 from networks import model, random_variables
 
-from saf_jax.model.layers import DenseBlock, DepthwiseConv, Norm, Pointwise, PReLU, apply_mask
+from saf_jax.model.layers import (
+    DenseBlock,
+    DepthwiseConv,
+    Norm,
+    Pointwise,
+    PReLU,
+    apply_mask,
+    flat_product,
+    narrow_product,
+)
 
 B, T, F, C = 2, 9, 7, 8
 FRAMES = [9, 6]
@@ -36,6 +45,30 @@ def test_pointwise_is_the_matrix_product_of_the_concatenation(sizes, use_bias):
     assert variables["params"]["kernel"].shape == (sum(sizes), 6)
     assert ("bias" in variables["params"]) == use_bias
     assert_close(layer.apply(variables, *inputs), oracle.pointwise(variables["params"], *inputs))
+
+
+def gradients_of(product, x, kernel):
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(product(x, kernel)) ** 2)
+
+    return jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("product", "outputs"), [(flat_product, 5), (narrow_product, 2)])
+def test_products_have_the_gradients_of_a_matrix_product(product, outputs, dtype):
+    x, kernel = (jnp.asarray(a, dtype) for a in (features(), features(1, outputs)[0, :, 0][:C]))
+    tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
+    for got, wanted in zip(gradients_of(product, x, kernel)(x, kernel), gradients_of(jnp.matmul, x, kernel)(x, kernel)):
+        assert got.dtype == dtype
+        assert_close(*(np.asarray(array, np.float32) for array in (got, wanted)), tolerance)
+
+
+def test_gradient_of_a_kernel_takes_the_outputs_gradient_as_it_lies():
+    x, kernel = jnp.asarray(features()), jnp.ones((C, 2 * C))
+    transposed = f"f32[{2 * C},{B * T * F}]"
+    assert transposed in gradients_of(jnp.matmul, x, kernel).as_text()
+    assert transposed not in gradients_of(flat_product, x, kernel).as_text()
 
 
 @pytest.mark.parametrize("causal", [False, True])
