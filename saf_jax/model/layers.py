@@ -163,8 +163,11 @@ class Norm(nn.Module):
         kind = self.config.norm
         if kind == "batch":
             mean, variance = self._batch_statistics(x, mask, train)
-            normal = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        elif kind == "group":
+            # As one product and one sum with x: centred and scaled arrays, which gradients would want again, are never
+            # written. XLA on CPU writes whatever is wanted twice.
+            slope = scale * jax.lax.rsqrt(variance + 1e-5)
+            return (x * slope + (bias - mean * slope)).astype(self.dtype)
+        if kind == "group":
             grouped = x.reshape(*x.shape[:-1], self.config.norm_groups, -1)
             normal = _standardise(grouped, (-3, -1)).reshape(x.shape)
         else:

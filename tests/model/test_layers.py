@@ -135,6 +135,18 @@ def test_batch_norm_in_training_takes_the_valid_frames_of_the_whole_batch():
     np.testing.assert_allclose(new["variance"], 0.99 * old["variance"] + 0.01 * variance, rtol=1e-5)
 
 
+def test_gradient_of_a_batch_norm_wants_its_input_alone():
+    x, layer = jnp.asarray(features()), Norm(model(norm="batch"))
+    variables = random_variables(layer, x, None, True)
+
+    def normalised(x):
+        return layer.apply(variables, x, None, True, mutable=["batch_stats"])[0]
+
+    kept = [array for array in jax.tree.leaves(jax.vjp(normalised, x)[1]) if array.size == x.size]
+    # The input, and twice the input for the gradient of its square: nothing centred, nothing scaled.
+    assert kept and all(np.array_equal(array, x) or np.array_equal(array, 2 * x) for array in kept)
+
+
 def test_batch_norm_at_inference_changes_no_averages():
     x, layer = features(), Norm(model(norm="batch"))
     variables = random_variables(layer, x, None, False)
