@@ -51,6 +51,29 @@ def test_muon_leaves_all_but_maps_between_channels_to_adam():
     assert float(jnp.vdot(update["map"], gradients[-1]["map"])) > 0
 
 
+def test_muon_moves_each_matrix_as_if_it_were_alone():
+    shapes = {
+        "b": {"last": (8, 8), "bias": (8,), "wide": (8, 16)},
+        "a": {"first": (8, 8), "wide": (8, 16)},
+        "tall": (16, 8),
+    }
+    random = np.random.default_rng(0)
+    gradients = jax.tree.map(
+        lambda shape: jnp.asarray(random.standard_normal(shape), jnp.float32),
+        shapes,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
+    optimizer = build_optimizer(Config(train=TrainConfig(optimizer="muon", gradient_clip=0.0)))
+
+    def updated(gradients):
+        return optimizer.update(gradients, optimizer.init(gradients), gradients)[0]
+
+    together = updated(gradients)
+    assert jax.tree.structure(together) == jax.tree.structure(gradients)
+    for update, gradient in zip(jax.tree.leaves(together), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(update, updated({"alone": gradient})["alone"], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "step", "expected"),
     [
