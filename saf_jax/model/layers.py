@@ -49,7 +49,7 @@ def flat_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x @ kernel`, [B, T, F, C], [C, O] -> [B, T, F, O], with the kernel's gradient as a product of two matrices.
 
     Summed over B, T and F as three axes, XLA on CPU first transposes the output's gradient, and computes whatever that
-    gradient comes from in the transposed order: element by element, and once more than needed.
+    gradient comes from in the transposed order, element by element.
     """
     return x @ kernel
 
