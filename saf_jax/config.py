@@ -145,7 +145,7 @@ class DataConfig:
     `saf-jax prepare folder` wrote can stand for a folder.
 
     Attributes:
-      train_clean: folders of clean training speech.
+      train_clean: folders of clean training speech; one named twice is heard twice as often.
       train_noisy: folders with the noisy versions, file for file of the same names, in the order of `train_clean`.
       train_noise: folders of noise for mixing.
       train_noise_weights: how often each of these folders is drawn, relative to the others; empty goes by seconds.

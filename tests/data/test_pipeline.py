@@ -1,5 +1,6 @@
 """Training batches: right content, same for everybody, to be continued anywhere."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -110,6 +111,18 @@ def test_noise_folders_have_weights(mix_config, pools, tmp_path):
     assert share() < 0.2
     assert 0.6 < share("data.train_noise_weights=[1, 3]") < 0.9
     assert share("data.train_noise_weights=[0, 1]") == 1
+
+
+def test_a_speech_folder_named_twice_is_heard_twice_as_often(mix_config, pools):
+    once, twice = mix_config(), mix_config(f"data.train_clean=[{pools / 'clean'},{pools / 'clean'}]")
+    count = examples_per_epoch(once)
+    assert examples_per_epoch(twice) == 2 * count
+
+    def heard(config, examples):
+        lines = describe_examples(config, np.arange(examples))
+        return collections.Counter(line.split(":")[0] for line in lines)
+
+    assert heard(twice, 2 * count) == {file: 2 * times for file, times in heard(once, count).items()}
 
 
 def test_file_that_vanishes_during_training_is_named(pair_config, tmp_path):
