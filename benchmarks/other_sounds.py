@@ -1,8 +1,9 @@
 """What a network does to sounds that it was not trained for: other languages, music. A part of `model_card.py`.
 
 A folder with `speech/LANGUAGE/` (clean recordings) and `music/`. Recordings that anyone can get: the Debian packages
-asterisk-core-sounds-*-g722 (24 prompts of 4 to 12 s in each of English, Spanish, French, Italian, Russian) and
-singularity-music (10 s of each piece), with ffmpeg to decode them to FLAC of 16 kHz.
+asterisk-core-sounds-{en,es,fr,it,ru}-g722 (of the prompts of 4 to 12 s, at 8,000 bytes a second, the first 24
+by path) and singularity-music (10 s of each piece from second 30 on), with ffmpeg to decode them to mono FLAC of 16 kHz
+(`ffmpeg -f g722 -i PROMPT -ar 16000 FILE`, `ffmpeg -ss 30 -t 10 -i PIECE -ac 1 -ar 16000 FILE`).
 """
 
 import tempfile
