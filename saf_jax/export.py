@@ -17,6 +17,13 @@ _OPSET = 21
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="a shipped name, a training run's folder, or a weights file")
+    parser.add_argument(
+        "--average-with",
+        nargs="+",
+        default=[],
+        metavar="WEIGHTS",
+        help="export the mean of these and --weights: of a fine-tuned network and what it started from, for instance",
+    )
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
@@ -31,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from saf_jax.pretrained import load_weights, save_weights
+    from saf_jax.pretrained import average_weights, save_weights
 
     if Path(args.out).exists() and not args.overwrite:
         raise UserError(f"{args.out}: exists already: use --overwrite or another name")
     if args.stream and args.format == "safetensors":
         raise UserError("--stream: goes with stablehlo and onnx: a safetensors file holds the weights of either use")
-    config, variables = load_weights(args.weights)
+    config, variables = average_weights([args.weights, *args.average_with])
     if args.format == "safetensors":
         save_weights(args.out, config, variables, {"model_card": model_card(config)})
     else:

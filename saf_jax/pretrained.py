@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,45 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
     raise UserError(f"{source}: no such run folder or weights file, nor shipped weights (shipped: {names})")
 
 
+def average_weights(sources: Sequence[str | os.PathLike | None]) -> tuple[Config, Any]:
+    """The mean of several weights of one network, such as a fine-tuned one and what it started from.
+
+    Weights that have a stretch of training in common often score between theirs, and better than either where each is
+    strong at something else. The mean of networks trained apart computes nothing sensible.
+
+    Args:
+      sources: each as `load_weights` takes it; one named twice counts twice.
+
+    Returns:
+      The config of the first and the mean of the variables, stored averages of batch norm included.
+
+    Raises:
+      UserError: one cannot be loaded, or is another network than the first.
+
+    References:
+      Weight-space ensembles, arXiv 2109.01903; model soups, arXiv 2203.05482.
+    """
+    import jax
+    import numpy as np
+
+    config, first = load_weights(sources[0])
+    loaded = [first]
+    for source in sources[1:]:
+        other, variables = load_weights(source)
+        _check_same_network(other, config, f"{source}: is another network than {sources[0] or DEFAULT}")
+        loaded.append(variables)
+    # In float64: with many weights the sum would lose digits.
+    return config, jax.tree.map(lambda *leaves: np.mean(leaves, 0, dtype=np.float64).astype(leaves[0].dtype), *loaded)
+
+
+def _check_same_network(given: Config, wanted: Config, message: str) -> None:
+    from saf_jax.config import config_differences
+
+    differences = [text for text in config_differences(given, wanted) if text.split(".")[0] in ("stft", "model")]
+    if differences:
+        raise UserError(f"{message}; differing: {'; '.join(differences)}")
+
+
 def initial_variables(config: Config) -> Any:
     """The variables that a training starts from by `train.init_from`; None where it starts anew.
 
@@ -64,8 +104,6 @@ def initial_variables(config: Config) -> Any:
     Raises:
       UserError: the weights cannot be loaded, or are those of another network.
     """
-    from saf_jax.config import config_differences
-
     source = config.train.init_from
     if not source:
         return None
@@ -78,9 +116,7 @@ def initial_variables(config: Config) -> Any:
 
         if can_grow(given.model, config.model):
             return grow(variables, given.model, config.model, config.stft.bins, seed=config.train.seed)
-    differences = [text for text in config_differences(given, config) if text.split(".")[0] in ("stft", "model")]
-    if differences:
-        raise UserError(f"train.init_from={source}: is another network; differing: {'; '.join(differences)}")
+    _check_same_network(given, config, f"train.init_from={source}: is another network")
     return variables
 
 

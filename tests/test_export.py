@@ -214,6 +214,15 @@ def test_safetensors_with_config_and_card(tmp_path, weights, variables):
         assert "latency 20 ms" in file.metadata()["model_card"]
 
 
+def test_a_mean_of_weights(tmp_path, weights, variables):
+    moved, path = tmp_path / "moved.safetensors", tmp_path / "mean.safetensors"
+    save_weights(moved, CONFIG, jax.tree.map(lambda leaf: leaf + 1, variables))
+    named = ("--weights", moved, "--average-with", weights, weights, weights)
+    assert run(*named, "--format", "safetensors", "-o", path) == 0
+    mean = load_weights(path)[1]
+    jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf + 0.25, rtol=1e-6, atol=1e-6), mean, variables)
+
+
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, monkeypatch, weights):
     config = networks.least()
     save_weights(tmp_path / "ahead.safetensors", config, networks.net_variables(config))
@@ -233,6 +242,8 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, monkeypatch, weig
     assert "take a causal one" in whole and whole.count("\n") == 1
     assert "transformer" in export.model_card(config) and "latency of the whole signal" in export.model_card(config)
     assert "--stream: goes with" in error(*ahead, "safetensors")
+    mixed = error("--weights", weights, "--average-with", tmp_path / "ahead.safetensors", "--format", "safetensors")
+    assert "ahead.safetensors: is another network than" in mixed and mixed.count("\n") == 1
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     assert "pip install 'saf-jax[onnx]'" in error("--weights", weights, "--format", "onnx")
     assert run("--weights", weights, "--format", "safetensors", "-o", weights) == 2

@@ -15,7 +15,7 @@ from saf_jax import pretrained
 from saf_jax.config import config_to_dict
 from saf_jax.errors import UserError
 from saf_jax.model.net import SAFNet
-from saf_jax.pretrained import FORMAT, initial_variables, load_weights, save_weights
+from saf_jax.pretrained import FORMAT, average_weights, initial_variables, load_weights, save_weights
 from saf_jax.training_step import init_state
 
 CONFIG = networks.least(norm="batch")
@@ -46,6 +46,24 @@ def test_round_trip(weights, variables):
     spectrum = networks.spectrum(1, 5, CONFIG.stft.bins)
     apply = jax.jit(SAFNet(config.model).apply)
     np.testing.assert_array_equal(apply(loaded, spectrum), apply(variables, spectrum))
+
+
+def test_the_mean_counts_each_as_often_as_it_is_named(tmp_path, weights, variables):
+    moved = tmp_path / "moved.safetensors"
+    save_weights(moved, CONFIG, jax.tree.map(lambda leaf: leaf + 0.75, variables))
+    config, mean = average_weights([weights, moved, weights])
+    assert config == CONFIG
+    assert jax.tree.structure(mean) == jax.tree.structure(variables)
+    jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf + 0.25, rtol=1e-6, atol=1e-6), mean, variables)
+    jax.tree.map(np.testing.assert_array_equal, average_weights([weights, weights])[1], variables)
+
+
+def test_no_mean_of_different_networks(tmp_path, weights):
+    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, attention_kernel=5))
+    assert other != CONFIG
+    save_weights(tmp_path / "other", other, networks.net_variables(other))
+    with pytest.raises(UserError, match=r"other: is another network than .*; differing: model\.attention"):
+        average_weights([weights, tmp_path / "other"])
 
 
 def test_device_arrays_are_saved_too(tmp_path, variables):
