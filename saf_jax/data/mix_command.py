@@ -159,22 +159,15 @@ def _plan(settings: MixSettings) -> list[_Plan]:
     speech = sorted(speakers)
     if settings.files and settings.files < len(speech):
         speech = [speech[index * len(speech) // settings.files] for index in range(settings.files)]
-    by_kind: dict[str, list[Path]] = {}
-    for file, kind in labels(settings.noise).items():
-        if not settings.noise_files or any(fnmatch.fnmatch(file.name, pattern) for pattern in settings.noise_files):
-            by_kind.setdefault(kind, []).append(file)
-    if not by_kind:
-        raise UserError(
-            f"{settings.noise}: no file is named like {', '.join(settings.noise_files)}: change the patterns"
-        )
+    by_kind = _noise_by_kind(settings)
     kinds = sorted(by_kind)
+    shift = _turn_shift(len(kinds), len(settings.snr_db))
     rooms = audio.list_audio(settings.rir) if settings.rir else []
     plans = []
     for number, file in enumerate(speech):
         ratios = settings.snr_db
         if settings.turns:
-            # The turn shifts after each round of the kinds, so that every kind meets every ratio.
-            ratios = (ratios[(number + number // len(kinds)) % len(ratios)],)
+            ratios = (ratios[(number + shift * (number // len(kinds))) % len(ratios)],)
         for step, snr_db in enumerate(ratios):
             for kind in kinds if settings.grid else [kinds[(number + step) % len(kinds)]]:
                 rng = np.random.default_rng([settings.seed, 1, len(plans)])
@@ -195,6 +188,23 @@ def _plan(settings: MixSettings) -> list[_Plan]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{settings.clean}: two files would give the mixture {twice}: rename one")
     return plans
+
+
+def _noise_by_kind(settings: MixSettings) -> dict[str, list[Path]]:
+    by_kind: dict[str, list[Path]] = {}
+    for file, kind in labels(settings.noise).items():
+        if not settings.noise_files or any(fnmatch.fnmatch(file.name, pattern) for pattern in settings.noise_files):
+            by_kind.setdefault(kind, []).append(file)
+    if not by_kind:
+        raise UserError(
+            f"{settings.noise}: no file is named like {', '.join(settings.noise_files)}: change the patterns"
+        )
+    return by_kind
+
+
+def _turn_shift(kinds: int, ratios: int) -> int:
+    """By how many ratios the turn shifts after each round of the kinds, so that every kind meets every ratio."""
+    return next(shift for shift in range(ratios) if math.gcd(kinds + shift, ratios) == 1)
 
 
 def _speakers(folder: Path) -> dict[Path, str]:
@@ -274,6 +284,11 @@ def _marker(settings: MixSettings) -> dict:
     for name in ("turns", "noise_files"):
         if not plain[name]:
             plain.pop(name)
+    if settings.turns:
+        ratios = len(settings.snr_db)
+        shift = _turn_shift(len(_noise_by_kind(settings)), ratios)
+        # It was 1 for all sets once: those that this changes are made anew, the others stay valid.
+        plain.update({"turn_shift": shift} if shift != 1 % ratios else {})
     folders = [folder for folder in (settings.clean, settings.noise, settings.rir) if folder]
     files = [
         [file.relative_to(folder).as_posix(), file.stat().st_size]

@@ -13,7 +13,7 @@ from speechlike import speechlike
 from saf_jax import cli
 from saf_jax.audio import read
 from saf_jax.data.active_level import snr_db
-from saf_jax.data.mix_command import MixSettings, fingerprint
+from saf_jax.data.mix_command import MixSettings, _plan, fingerprint
 
 
 @pytest.fixture
@@ -79,6 +79,22 @@ def test_ratios_take_turns(command, tmp_path):
     rows = manifest(tmp_path / "out")
     assert len({row["clean_file"] for row in rows}) == len(rows) == 9
     assert Counter(row["snr_db"] for row in rows) == {"-5": 3, "0": 3, "10": 3}
+
+
+@pytest.mark.parametrize("ratios", range(1, 7))
+@pytest.mark.parametrize("kinds", [*range(1, 9), 11, 14, 15])
+def test_with_turns_every_kind_meets_every_ratio_equally_often(tmp_path, kinds, ratios):
+    for folder, count in (("clean", kinds * ratios), ("noise", kinds)):
+        for number in range(count):
+            place = tmp_path / folder / (f"k{number}" if folder == "noise" else "")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number:03}.wav").touch()
+    settings = MixSettings(
+        tmp_path / "clean", tmp_path / "noise", tmp_path / "out", tuple(map(float, range(ratios))), turns=True
+    )
+    plans = _plan(settings)
+    assert set(Counter((plan.kind, plan.snr_db) for plan in plans).values()) == {1}
+    assert len(plans) == kinds * ratios
 
 
 def test_noise_files_are_chosen_by_name(command, tmp_path, capsys):
