@@ -287,8 +287,9 @@ def _marker(settings: MixSettings) -> dict:
     if settings.turns:
         ratios = len(settings.snr_db)
         shift = _turn_shift(len(_noise_by_kind(settings)), ratios)
-        # It was 1 for all sets once: those that this changes are made anew, the others stay valid.
-        plain.update({"turn_shift": shift} if shift != 1 % ratios else {})
+        # It was 1 for all sets once: those that another shift changes are made anew, the others stay valid.
+        if shift != 1 % ratios:
+            plain["turn_shift"] = shift
     folders = [folder for folder in (settings.clean, settings.noise, settings.rir) if folder]
     files = [
         [file.relative_to(folder).as_posix(), file.stat().st_size]

@@ -1,6 +1,7 @@
 """`saf-jax mix`: reproducible test sets that hold what their manifest says."""
 
 import csv
+import json
 import os
 import shutil
 from collections import Counter
@@ -79,6 +80,20 @@ def test_ratios_take_turns(command, tmp_path):
     rows = manifest(tmp_path / "out")
     assert len({row["clean_file"] for row in rows}) == len(rows) == 9
     assert Counter(row["snr_db"] for row in rows) == {"-5": 3, "0": 3, "10": 3}
+
+
+def test_a_set_of_the_former_turns_is_made_anew(command, tmp_path):
+    assert command("--turns") == 0
+    marker, table = tmp_path / "out" / "mix.json", tmp_path / "out" / "manifest.csv"
+    whole = table.read_text()
+    table.write_text("stale")
+    assert command("--turns") == 0
+    assert table.read_text() == "stale"
+    former = json.loads(marker.read_text())
+    del former["turn_shift"]
+    marker.write_text(json.dumps(former))
+    assert command("--turns") == 0
+    assert table.read_text() == whole
 
 
 @pytest.mark.parametrize("ratios", range(1, 7))
