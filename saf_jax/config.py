@@ -282,6 +282,7 @@ class LossConfig:
       segmental: negative segmental SNR, in dB: give it a weight near 0.01.
       perceptual: points that PESQ takes away, by a differentiable relative of it: give it a weight near 0.05.
       intelligibility: 1 - STOI, made differentiable: give it a weight near 0.5.
+      envelope: log-likelihood ratio, the distance of spectral envelopes in CSIG and COVL.
       metric: the metric discriminator's verdict (MetricGAN), see the section `discriminator`: MP-SENet has 0.05.
     """
 
@@ -295,6 +296,7 @@ class LossConfig:
     segmental: float = 0.0
     perceptual: float = 0.0
     intelligibility: float = 0.0
+    envelope: float = 0.0
     metric: float = 0.0
 
     def check(self) -> None:

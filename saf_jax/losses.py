@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from saf_jax.config import Config, LossConfig, STFTConfig
+from saf_jax.envelope import log_likelihood_ratio
 from saf_jax.intelligibility import envelope_correlation
 from saf_jax.perceptual import SILENCE, disturbance
 from saf_jax.transforms import stft
@@ -250,6 +251,19 @@ def intelligibility_error(estimate: jax.Array, target: jax.Array, samples: jax.A
     return Term(jnp.sum(jnp.where(segments > 0, segments - correlation, 0.0)), jnp.sum(segments).astype(target.dtype))
 
 
+def envelope_error(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
+    """Log-likelihood ratio, by `saf_jax.envelope`; signals count by their frames, those without speech do not.
+
+    Args:
+      estimate, target: float32 [B, N], unit level, 0 beyond `samples`.
+      samples: int32 [B], valid samples of each signal.
+      sample_rate_hz: of the samples.
+    """
+    ratio, frames = log_likelihood_ratio(estimate, target, samples, sample_rate_hz)
+    heard = has_speech(target, samples)
+    return Term(jnp.sum(jnp.where(heard, ratio, 0.0)), jnp.sum(frames * heard).astype(estimate.dtype))
+
+
 _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
     "complex": lambda s, _: complex_error(s.estimate, s.target, s.frames),
     "magnitude": lambda s, _: magnitude_error(s.estimate, s.target, s.frames),
@@ -267,6 +281,9 @@ _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
         s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
     ),
     "intelligibility": lambda s, config: intelligibility_error(
+        s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
+    ),
+    "envelope": lambda s, config: envelope_error(
         s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
     ),
 }
