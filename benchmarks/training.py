@@ -12,6 +12,7 @@ Parts, each printed as lines with ratios of this run:
 - communication: bytes that 2, 4 and 8 devices sum up in a step, counted in the programs compiled for them (simulated).
 - pages: huge pages on a CPU, on against off: the step, and three operations.
 - norms: the dense block as it is (norm, then depth-wise convolution) against the other order.
+- terms: value and gradient of each term of the loss against the step, the metric discriminator aside.
 - cores: the step on a CPU with one device for all cores against one for each (as many as share the batch), in turn.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 from saf_jax.config import Config, load_config
 
-PARTS = ("step", "operations", "loop", "communication", "pages", "norms", "cores")
+PARTS = ("step", "operations", "loop", "communication", "pages", "norms", "terms", "cores")
 LOOP_BAR = 1.05
 # A small block, as in configs/tiny.yaml: what it writes is small enough for the caches, so that page faults show.
 SMALL_BLOCK = ((4, 200, 161, 16), ["model.width=16", "model.dense_dilations=[1,2]"])
@@ -335,6 +336,50 @@ def measure_norms(config: Config, rounds: int) -> None:
     )
 
 
+def calls_of_terms(config: Config) -> dict[str, Any]:
+    """Compiled value and gradient of each term of the loss, for a whole batch on one device."""
+    import jax
+
+    from saf_jax.config import LossConfig
+    from saf_jax.losses import loss_terms, weighted_sum
+    from saf_jax.signal_path import analyse
+    from saf_jax.train_cost import synthetic_batch
+    from saf_jax.training_step import compared_signals
+
+    @jax.jit
+    def compared(batch: Any):
+        noisy = analyse(batch["noisy"], config)
+        return compared_signals(0.8 * noisy.spectrum, noisy, batch, config)
+
+    signals = compared(synthetic_batch(config))
+    free = {name: getattr(signals, name) for name in ("estimate", "resynthesised", "estimated_samples")}
+    off = {field.name: 0.0 for field in dataclasses.fields(LossConfig)}
+    calls = {}
+    for name in off:
+        if name == "metric":
+            continue
+        only = dataclasses.replace(config, loss=LossConfig(**{**off, name: 1.0}))
+
+        def loss(free: Any, signals: Any, only: Config = only):
+            return weighted_sum(loss_terms(signals._replace(**free), only), only.loss)
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(free, signals).compile()
+        calls[name] = lambda compiled=compiled: compiled(free, signals)
+    return calls
+
+
+def measure_terms(config: Config, rounds: int) -> None:
+    from profiles import median_seconds
+
+    from saf_jax.train_cost import BareStep
+
+    seconds = median_seconds({"whole step": BareStep(config).run, **calls_of_terms(config)}, rounds)
+    whole = seconds.pop("whole step")
+    print(f"terms: of a step of {whole:.3f} s")
+    for name, value in seconds.items():
+        print(f"  {100 * value / whole:5.2f} %  {name}")
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="paper", help="config to train")
@@ -373,6 +418,8 @@ def main(arguments=None) -> int:
         measure_pages(options.config, options.set, options.rounds)
     if "norms" in parts:
         measure_norms(config, options.rounds)
+    if "terms" in parts:
+        measure_terms(config, options.rounds)
     if "cores" in parts:
         measure_cores(options.config, options.set, options.rounds)
     return 0 if reached else 1
