@@ -282,7 +282,7 @@ class LossConfig:
       segmental: negative segmental SNR, in dB: give it a weight near 0.01.
       perceptual: points that PESQ takes away, by a differentiable relative of it: give it a weight near 0.05.
       intelligibility: 1 - STOI, made differentiable: give it a weight near 0.5.
-      envelope: log-likelihood ratio, the distance of spectral envelopes in CSIG and COVL.
+      envelope: log-likelihood ratio, the distance of spectral envelopes in CSIG and COVL: give it a weight near 0.3.
       metric: the metric discriminator's verdict (MetricGAN), see the section `discriminator`: MP-SENet has 0.05.
     """
 
