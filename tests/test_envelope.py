@@ -1,13 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from descent import enhanced_by_descent, finite_where_nothing_is, real_mixtures
 from pairs import speech_like
 from scipy.linalg import solve_toeplitz, toeplitz
 from scipy.stats import spearmanr
 
-from saf_jax import audio
 from saf_jax.composite_measures import llr
 from saf_jax.config import STFTConfig
 from saf_jax.envelope import log_likelihood_ratio
@@ -31,18 +30,8 @@ def speech_in_noise(seeds, level=0.1):
 
 
 def test_it_follows_llr_on_real_mixtures(audio_root):
-    """Real speech and noise at -5 to 25 dB."""
-    speech, noise = (sorted((audio_root / "dev" / kind).glob("*.flac")) for kind in ("clean", "noise"))
-    count = min(len(speech), len(noise), 16)
-    clean, rest = (
-        np.stack([np.resize(audio.read_mono(path, RATE), N) for path in paths[:: len(paths) // count][:count]])
-        for paths in (speech, noise)
-    )
-    snr_db = np.linspace(-5, 25, count)
-    gain = 10 ** (-snr_db / 20) * np.sqrt(np.mean(clean**2, axis=1) / np.mean(rest**2, axis=1))
-    noisy = clean + gain[:, None] * rest
-    level = np.sqrt(np.mean(noisy**2, axis=1, keepdims=True))
-    total, frames = ratio(noisy / level, clean / level, np.full(count, N))
+    clean, noisy = real_mixtures(audio_root, N)
+    total, frames = ratio(noisy, clean, np.full(len(clean), N))
     predicted = np.asarray(total) / np.asarray(frames)
     measured = np.array([llr(c, n, RATE) for c, n in zip(clean, noisy, strict=True)])
     assert measured.max() - measured.min() > 1
@@ -107,40 +96,11 @@ def test_what_lies_beyond_the_end_and_silent_or_short_targets_do_not_count():
 
 
 def test_gradients_are_finite_where_there_is_nothing():
-    silent = np.zeros((1, N), np.float32)
-    clean, _ = speech_in_noise([1])
-
-    @jax.jit
-    def gradient(estimate, target):
-        return jax.grad(lambda e: envelope_error(e, target, jnp.array([N]), RATE).total)(estimate)
-
-    for estimate, target in ((silent, silent), (silent, clean), (clean, silent), (clean, clean)):
-        assert np.isfinite(gradient(estimate, target)).all()
+    assert finite_where_nothing_is(envelope_error, speech_in_noise([1])[0])
 
 
 def test_following_its_gradient_lowers_llr():
     """Gains of one noisy signal, found by descent alone."""
     clean, noisy = speech_in_noise([4], level=0.3)
-    spectrum = stft(jnp.asarray(noisy), RESOLUTION)
-
-    def enhanced(gains):
-        return istft(spectrum * jax.nn.sigmoid(gains), RESOLUTION, N)
-
-    def loss(gains):
-        total, count = envelope_error(enhanced(gains), clean, jnp.array([N]), RATE)
-        return total / count
-
-    optimizer = optax.adam(0.2)
-
-    @jax.jit
-    def descend(gains):
-        def step(carry, _):
-            gains, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(gains), state)
-            return (gains + updates, state), None
-
-        return jax.lax.scan(step, (gains, optimizer.init(gains)), length=40)[0][0]
-
-    gains = descend(jnp.full(spectrum.shape, 2.0))
-    before, after = (llr(clean[0], np.asarray(x)[0], RATE) for x in (noisy, enhanced(gains)))
+    before, after = (llr(clean[0], x[0], RATE) for x in (noisy, enhanced_by_descent(envelope_error, clean, noisy)))
     assert after < 0.5 * before

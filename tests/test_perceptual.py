@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from descent import enhanced_by_descent
 from pairs import speech_like
 from scipy.stats import spearmanr
 
@@ -82,31 +82,8 @@ def test_following_its_gradient_raises_wb_pesq(mixtures):
     """Gains of one noisy recording, found by descent alone."""
     pytest.importorskip("pesq")
     clean, noisy = (x[4:5] / np.sqrt(np.mean(mixtures[0][4] ** 2)) for x in mixtures)
-    spectrum = stft(noisy, RESOLUTION)
-
-    def enhanced(gains):
-        return istft(spectrum * jax.nn.sigmoid(gains), RESOLUTION, N)
-
-    def loss(gains):
-        total, count = perceptual_error(enhanced(gains), clean, jnp.array([N]), RATE)
-        return total / count
-
-    optimizer = optax.adam(0.2)
-
-    @jax.jit
-    def descend(gains):
-        def step(carry, _):
-            gains, state = carry
-            value, gradient = jax.value_and_grad(loss)(gains)
-            updates, state = optimizer.update(gradient, state)
-            return (gains + updates, state), value
-
-        return jax.lax.scan(step, (gains, optimizer.init(gains)), length=60)
-
-    start = jnp.full(spectrum.shape, 2.0)
-    (gains, _), values = descend(start)
-    assert np.isfinite(values).all()
-    before, after = (wb_pesq(clean[0], np.asarray(x)[0]) for x in (noisy, enhanced(gains)))
+    enhanced = enhanced_by_descent(perceptual_error, clean, noisy, steps=60)
+    before, after = (wb_pesq(clean[0], x[0]) for x in (noisy, enhanced))
     # Measured: from 1.38 to 3.59.
     assert after > before + 1.5
 

@@ -1,12 +1,17 @@
 """What benchmarks/training.py counts and sums, on programs and profiles whose figures are known."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import networks
+import numpy as np
 import pytest
+
+from saf_jax.config import LossConfig
 
 
 @pytest.fixture
@@ -28,6 +33,17 @@ def test_bytes_of_sums_over_devices(benchmarks):
     assert count in (1, 2) and total in (5 * 7 * 4 + 3 * 7 * 2, 5 * 7 * 4 + 3 * 7 * 4)
     assert reduced_bytes("  %x = f32[2,3]{1,0} add(%a, %b)\n") == (0, 0)
     assert reduced_bytes("  ROOT %r = (f32[10]{0}, f32[]) all-reduce(%a, %b), channel_id=1\n") == (1, 44)
+
+
+def test_every_term_of_the_loss_is_timed_but_the_discriminators(benchmarks):
+    from training import calls_of_terms
+
+    config = networks.least()
+    calls = calls_of_terms(dataclasses.replace(config, data=dataclasses.replace(config.data, crop_seconds=0.5)))
+    assert set(calls) == {field.name for field in dataclasses.fields(LossConfig)} - {"metric"}
+    for name, call in calls.items():
+        value, gradient = call()
+        assert np.isfinite(value) and any(np.any(np.asarray(leaf) != 0) for leaf in gradient.values()), name
 
 
 @pytest.mark.parametrize(
