@@ -29,7 +29,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from saf_jax.config import Config, load_config
+from saf_jax.config import Config, LossConfig, load_config
 
 PARTS = ("step", "operations", "loop", "communication", "pages", "norms", "terms", "cores")
 LOOP_BAR = 1.05
@@ -340,7 +340,6 @@ def calls_of_terms(config: Config) -> dict[str, Any]:
     """Compiled value and gradient of each term of the loss, for a whole batch on one device."""
     import jax
 
-    from saf_jax.config import LossConfig
     from saf_jax.losses import loss_terms, weighted_sum
     from saf_jax.signal_path import analyse
     from saf_jax.train_cost import synthetic_batch

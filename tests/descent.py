@@ -73,3 +73,16 @@ def finite_where_nothing_is(error: Callable[..., Term], clean: np.ndarray) -> bo
 
     pairs = ((silent, silent), (silent, clean), (clean, silent), (clean, clean))
     return all(np.isfinite(gradient(*pair)).all() for pair in pairs)
+
+
+def errors_with_and_without(
+    error: Callable[..., Term], clean: np.ndarray, noisy: np.ndarray, short: int
+) -> tuple[Term, Term]:
+    """Of three signals [3, N]: one cut, one with a silent target, one of `short` samples; and of the first alone."""
+    length = clean.shape[1]
+    samples = np.array([length - 4000, length, short])
+    inside = np.arange(length) < samples[:, None]
+    clean, noisy = clean * inside * np.float32([[1], [0], [1]]), noisy * inside
+    of = jax.jit(lambda estimate, target, samples: error(estimate, target, samples, RATE))
+    first = slice(None, length - 4000)
+    return of(noisy, clean, samples), of(noisy[:1, first], clean[:1, first], samples[:1])

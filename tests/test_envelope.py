@@ -2,7 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descent import enhanced_by_descent, finite_where_nothing_is, real_mixtures
+from descent import (
+    enhanced_by_descent,
+    errors_with_and_without,
+    finite_where_nothing_is,
+    real_mixtures,
+)
 from pairs import speech_like
 from scipy.linalg import solve_toeplitz, toeplitz
 from scipy.stats import spearmanr
@@ -18,7 +23,6 @@ N = 2 * RATE
 RESOLUTION = STFTConfig(RATE, 512, 256)
 
 ratio = jax.jit(lambda estimate, target, samples: log_likelihood_ratio(estimate, target, samples, RATE))
-error = jax.jit(lambda estimate, target, samples: envelope_error(estimate, target, samples, RATE))
 
 
 def speech_in_noise(seeds, level=0.1):
@@ -35,6 +39,7 @@ def test_it_follows_llr_on_real_mixtures(audio_root):
     predicted = np.asarray(total) / np.asarray(frames)
     measured = np.array([llr(c, n, RATE) for c, n in zip(clean, noisy, strict=True)])
     assert measured.max() - measured.min() > 1
+    # Measured: 0.97.
     assert spearmanr(predicted, measured)[0] > 0.95
     # The worst 5 % of the frames count here.
     assert 0 < (predicted - measured).mean() < 0.15
@@ -84,13 +89,7 @@ def test_a_hole_costs_more_than_a_hill():
 
 
 def test_what_lies_beyond_the_end_and_silent_or_short_targets_do_not_count():
-    clean, noisy = speech_in_noise([1, 2, 3])
-    samples = np.array([N - 4000, N, 500])
-    clean[1] = 0
-    inside = np.arange(N) < samples[:, None]
-    clean, noisy = clean * inside, noisy * inside
-    total, count = error(noisy, clean, samples)
-    alone = error(noisy[:1, : N - 4000], clean[:1, : N - 4000], samples[:1])
+    (total, count), alone = errors_with_and_without(envelope_error, *speech_in_noise([1, 2, 3]), short=500)
     assert float(count) == float(alone.count) > 0
     assert float(total) == pytest.approx(float(alone.total), rel=1e-4)
 

@@ -1,21 +1,23 @@
 import jax
 import numpy as np
 import pytest
-from descent import enhanced_by_descent, finite_where_nothing_is, real_mixtures
+from descent import (
+    enhanced_by_descent,
+    errors_with_and_without,
+    finite_where_nothing_is,
+    real_mixtures,
+)
 from pairs import speech_like
 from scipy.stats import spearmanr
 
-from saf_jax.config import STFTConfig
 from saf_jax.intelligibility import envelope_correlation
 from saf_jax.losses import intelligibility_error
 from saf_jax.stoi import stoi
 
 RATE = 16000
 N = 3 * RATE
-RESOLUTION = STFTConfig(RATE, 512, 256)
 
 correlation = jax.jit(lambda estimate, target, samples: envelope_correlation(estimate, target, samples, RATE))
-error = jax.jit(lambda estimate, target, samples: intelligibility_error(estimate, target, samples, RATE))
 
 
 def speech_in_noise(seeds, level=0.5):
@@ -56,13 +58,7 @@ def test_a_gain_does_not_matter():
 
 
 def test_what_lies_beyond_the_end_and_silent_or_short_targets_do_not_count():
-    clean, noisy = speech_in_noise([1, 2, 3])
-    samples = np.array([N - 4000, N, 5000])
-    clean[1] = 0
-    inside = np.arange(N) < samples[:, None]
-    clean, noisy = clean * inside, noisy * inside
-    total, count = error(noisy, clean, samples)
-    alone = error(noisy[:1, : N - 4000], clean[:1, : N - 4000], samples[:1])
+    (total, count), alone = errors_with_and_without(intelligibility_error, *speech_in_noise([1, 2, 3]), short=5000)
     assert float(count) == float(alone.count) > 0
     assert float(total) == pytest.approx(float(alone.total), rel=1e-4)
 
