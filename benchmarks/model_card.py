@@ -9,7 +9,6 @@ hand. A RUN that is NAME's file itself is scored as it is.
 """
 
 import argparse
-import dataclasses
 import datetime
 import tempfile
 from pathlib import Path
@@ -21,7 +20,6 @@ from other_sounds import other_sounds
 
 from saf_jax import provenance
 from saf_jax.audio import list_audio, read_mono
-from saf_jax.config import DataConfig
 from saf_jax.data.mix_command import MixSettings, make_mixtures
 from saf_jax.enhancement import Enhancer
 from saf_jax.evaluation import evaluate
@@ -62,9 +60,7 @@ def main() -> None:
             return
         path = shipped_path(args.name)
         if Path(args.run).resolve() != path.resolve():
-            # Whoever loads the weights has other folders of data.
-            data = DataConfig(crop_seconds=config.data.crop_seconds)
-            save_weights(path, dataclasses.replace(config, data=data), variables)
+            save_weights(path, config, variables)
             path.chmod(0o644)
         sets = {
             "Test set of Voice Bank + DEMAND": args.audio / "voicebank_demand" / "test",

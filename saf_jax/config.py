@@ -281,6 +281,7 @@ class LossConfig:
       si_sdr: negative scale-invariant signal-to-distortion ratio, in dB: give it a weight near 0.01.
       segmental: negative segmental SNR, in dB: give it a weight near 0.01.
       perceptual: points that PESQ takes away, by a differentiable relative of it: give it a weight near 0.05.
+      wb_pesq: negative WB-PESQ, of the same relative: as `perceptual`, but counting mixtures most that can score well.
       intelligibility: 1 - STOI, made differentiable: give it a weight near 0.5.
       envelope: log-likelihood ratio, the distance of spectral envelopes in CSIG and COVL: give it a weight near 0.3.
       metric: the metric discriminator's verdict (MetricGAN), see the section `discriminator`: MP-SENet has 0.05.
@@ -295,6 +296,7 @@ class LossConfig:
     si_sdr: float = 0.0
     segmental: float = 0.0
     perceptual: float = 0.0
+    wb_pesq: float = 0.0
     intelligibility: float = 0.0
     envelope: float = 0.0
     metric: float = 0.0

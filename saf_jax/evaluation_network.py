@@ -23,7 +23,7 @@ class Network(NamedTuple):
     Attributes:
       config: its settings.
       variables: its parameters.
-      fingerprint: hash of both.
+      fingerprint: hash of the parameters and of what the config says of the network.
     """
 
     config: Any
@@ -62,7 +62,9 @@ def load_network(weights: str) -> Network:
 
     use_compilation_cache()
     config, variables = load_weights(weights)
-    digest = hashlib.sha256(json.dumps(config_to_dict(config), sort_keys=True).encode())
+    # How it was trained changes nothing: a setting that a later version adds there leaves the hash as it is.
+    tree = config_to_dict(config)
+    digest = hashlib.sha256(json.dumps({part: tree[part] for part in ("stft", "model")}, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())

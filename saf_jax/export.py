@@ -183,11 +183,12 @@ def save_onnx(path: str | os.PathLike, config: Config, variables: Any, *, stream
 
     from saf_jax.config import config_to_dict
     from saf_jax.files import atomic_path
+    from saf_jax.pretrained import portable
     from saf_jax.real_arithmetic import in_real_arithmetic
 
     # It reports every value without a stored type, of which there are hundreds.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    notes = {"config": json.dumps(config_to_dict(config))}
+    notes = {"config": json.dumps(config_to_dict(portable(config)))}
     if stream:
         step, start = step_function(config, variables)
         names = list(start)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from saf_jax.config import Config, LossConfig, STFTConfig
 from saf_jax.envelope import log_likelihood_ratio
 from saf_jax.intelligibility import envelope_correlation
-from saf_jax.perceptual import SILENCE, disturbance
+from saf_jax.perceptual import SILENCE, disturbance, predicted_wb_pesq
 from saf_jax.transforms import stft
 
 # Windows of the multi-resolution term; the hop is a quarter of each.
@@ -238,6 +238,22 @@ def perceptual_error(estimate: jax.Array, target: jax.Array, samples: jax.Array,
     return Term(jnp.sum(jnp.where(heard, lost, 0.0)), jnp.sum(heard).astype(estimate.dtype))
 
 
+def negative_wb_pesq(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
+    """WB-PESQ, negated, by `saf_jax.perceptual`; signals without speech do not count.
+
+    The same disturbance as in `perceptual_error`, weighed by what it means to the score: mixtures that can reach a
+    good one count for more than those that are beyond help.
+
+    Args:
+      estimate, target: float32 [B, N], unit level, 0 beyond `samples`.
+      samples: int32 [B], valid samples of each signal.
+      sample_rate_hz: of the samples.
+    """
+    heard = has_speech(target, samples)
+    score = predicted_wb_pesq(disturbance(estimate, target, samples, sample_rate_hz))
+    return Term(-jnp.sum(jnp.where(heard, score, 0.0)), jnp.sum(heard).astype(estimate.dtype))
+
+
 def intelligibility_error(estimate: jax.Array, target: jax.Array, samples: jax.Array, sample_rate_hz: int) -> Term:
     """One minus STOI, by `saf_jax.intelligibility`; signals count by their speech, none with less than 0.4 s of it.
 
@@ -278,6 +294,9 @@ _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
         s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
     ),
     "perceptual": lambda s, config: perceptual_error(
+        s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
+    ),
+    "wb_pesq": lambda s, config: negative_wb_pesq(
         s.estimated_samples, s.target_samples, s.samples, config.stft.sample_rate_hz
     ),
     "intelligibility": lambda s, config: intelligibility_error(

@@ -150,6 +150,19 @@ def disturbance(estimate: jax.Array, target: jax.Array, samples: jax.Array, samp
     return Disturbance(*(_over_time(_capped(frame * weight), mask) for frame in (symmetric, asymmetric)))
 
 
+def predicted_wb_pesq(parts: Disturbance) -> jax.Array:
+    """WB-PESQ that a disturbance leaves, float32 [B], from about 1 to 4.64.
+
+    A point of raw PESQ moves it by up to 1.37 near a score of 3 and by next to nothing near 1: where all is lost
+    already, nothing more can be lost.
+
+    References:
+      ITU-T P.862 (2001), 10.2.11, for the raw score; P.862.2 (2007), 7, for its place on the scale of opinions.
+    """
+    raw = 4.5 - 0.1 * parts.symmetric - 0.0309 * parts.asymmetric
+    return 0.999 + 4 * jax.nn.sigmoid(1.3669 * raw - 3.8224)
+
+
 def _band_powers(samples: jax.Array, mask: jax.Array, ear: _Ear, resolution: STFTConfig) -> jax.Array:
     """Bark powers at P.862's level: float32 [B, N] -> [B, T, bands]."""
     spectrum = stft(samples, resolution)

@@ -143,6 +143,17 @@ def without_lookahead(variables: Any) -> Any:
     return jax.tree.map(convert, variables)
 
 
+def portable(config: Config) -> Config:
+    """A config without the folders of its training and what that started from: the reader has others, or none."""
+    from saf_jax.config import DataConfig
+
+    return dataclasses.replace(
+        config,
+        data=DataConfig(crop_seconds=config.data.crop_seconds),
+        train=dataclasses.replace(config.train, init_from=""),
+    )
+
+
 def save_weights(
     path: str | os.PathLike, config: Config, variables: Any, metadata: dict[str, str] | None = None
 ) -> None:
@@ -150,7 +161,7 @@ def save_weights(
 
     Args:
       path: the file.
-      config: the network's settings; stored whole.
+      config: the network's settings; stored as `portable` leaves them.
       variables: nested dicts of arrays.
       metadata: further text entries, such as a model card.
     """
@@ -169,7 +180,7 @@ def save_weights(
         **(metadata or {}),
         "format": FORMAT,
         "saf_jax_version": __version__,
-        "config": json.dumps(config_to_dict(config)),
+        "config": json.dumps(config_to_dict(portable(config))),
     }
     with atomic_path(path) as temporary:
         save_file(flat, temporary, metadata=entries)

@@ -2,15 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descent import enhanced_by_descent
+from descent import enhanced_by_descent, errors_with_and_without, finite_where_nothing_is, real_mixtures
 from pairs import speech_like
 from scipy.stats import spearmanr
 
 from saf_jax import audio
 from saf_jax.config import STFTConfig
-from saf_jax.losses import perceptual_error
+from saf_jax.losses import negative_wb_pesq, perceptual_error
 from saf_jax.metrics import wb_pesq
-from saf_jax.perceptual import _ear, _over_time, disturbance
+from saf_jax.perceptual import Disturbance, _ear, _over_time, disturbance, predicted_wb_pesq
 from saf_jax.transforms import istft, stft
 
 RATE = 16000
@@ -28,11 +28,6 @@ def of_signals(estimate, target):
 def disturbances(estimate, target):
     """Both kinds of each signal, the target brought to unit level: float64 [B] each."""
     return tuple(np.asarray(part, np.float64) for part in of_signals(np.float32(estimate), np.float32(target)))
-
-
-def predicted_wb_pesq(symmetric, asymmetric):
-    """P.862 for the raw score, P.862.2 for its place on the scale of opinions."""
-    return 0.999 + 4 / (1 + np.exp(-1.3669 * (4.5 - 0.1 * symmetric - 0.0309 * asymmetric) + 3.8224))
 
 
 def loudest(path):
@@ -65,8 +60,7 @@ def test_it_ranks_as_wb_pesq_does(mixtures):
     clean, noisy = mixtures
     estimates = np.concatenate([noisy, *masked(clean, noisy)])
     cleans = np.concatenate([clean] * 3)
-    parts = disturbances(estimates, cleans)
-    predicted = predicted_wb_pesq(*parts)
+    predicted = np.asarray(predicted_wb_pesq(Disturbance(*disturbances(estimates, cleans))))
     measured = np.array([wb_pesq(c, e) for c, e in zip(cleans, estimates, strict=True)])
     assert measured.min() < 1.1
     assert measured.max() > 3.5
@@ -78,14 +72,34 @@ def test_it_ranks_as_wb_pesq_does(mixtures):
     assert np.sqrt(np.mean((predicted - measured)[:24] ** 2)) < 0.15
 
 
-def test_following_its_gradient_raises_wb_pesq(mixtures):
+@pytest.mark.parametrize("error", [perceptual_error, negative_wb_pesq])
+def test_following_its_gradient_raises_wb_pesq(mixtures, error):
     """Gains of one noisy recording, found by descent alone."""
     pytest.importorskip("pesq")
     clean, noisy = (x[4:5] / np.sqrt(np.mean(mixtures[0][4] ** 2)) for x in mixtures)
-    enhanced = enhanced_by_descent(perceptual_error, clean, noisy, steps=60)
+    enhanced = enhanced_by_descent(error, clean, noisy, steps=60)
     before, after = (wb_pesq(clean[0], x[0]) for x in (noisy, enhanced))
-    # Measured: from 1.38 to 3.59.
+    # Measured: from 1.38 to 3.59 and 3.60.
     assert after > before + 1.5
+
+
+def test_on_the_scale_of_opinions_mixtures_count_by_what_can_be_won():
+    """A hundredth off the disturbance is worth most near a score of 3: next to nothing in the worst of mixtures."""
+    raw = np.array([0.5, 2.8, 4.4])
+    won = np.diff(predicted_wb_pesq(Disturbance(10 * (4.5 - np.stack([raw, raw + 0.01], 1)), np.zeros((3, 2)))))
+    assert won[1, 0] == pytest.approx(0.01 * 1.3669, rel=1e-2)
+    assert won[0, 0] < 0.2 * won[1, 0]
+    assert won[2, 0] < 0.5 * won[1, 0]
+
+
+def test_the_score_as_a_loss_is_the_mean_of_those_with_speech(audio_root):
+    clean, noisy = (x[[6, 8, 10]] for x in real_mixtures(audio_root, N))
+    batch, first = errors_with_and_without(negative_wb_pesq, clean, noisy, short=0)
+    # Nothing of what is silent or empty counts.
+    assert float(batch.count) == float(first.count) == 1
+    assert float(batch.total) == pytest.approx(float(first.total), rel=1e-3)
+    assert -4.7 < float(first.total) < -0.9
+    assert finite_where_nothing_is(negative_wb_pesq, clean[:1])
 
 
 def test_gains_do_not_matter():

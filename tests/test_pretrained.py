@@ -12,10 +12,18 @@ from safetensors.numpy import load_file, save_file
 
 import saf_jax
 from saf_jax import pretrained
-from saf_jax.config import config_to_dict
+from saf_jax.config import DataConfig, config_to_dict
 from saf_jax.errors import UserError
 from saf_jax.model.net import SAFNet
-from saf_jax.pretrained import FORMAT, average_weights, initial_variables, load_weights, save_weights
+from saf_jax.pretrained import (
+    FORMAT,
+    average_weights,
+    initial_variables,
+    load_weights,
+    save_weights,
+    shipped_path,
+    shipped_weights,
+)
 from saf_jax.training_step import init_state
 
 CONFIG = networks.least(norm="batch")
@@ -76,6 +84,32 @@ def test_the_file_tells_what_it_is(weights):
     assert entries["licence"] == "CC BY 4.0"
     assert entries["saf_jax_version"] == saf_jax.__version__
     assert json.loads(entries["config"]) == config_to_dict(CONFIG)
+
+
+def test_no_folder_of_the_training_machine_goes_with_the_weights(tmp_path, variables):
+    config = dataclasses.replace(
+        CONFIG,
+        data=DataConfig(
+            train_clean=("/home/me/clean",),
+            train_noise=("/home/me/noise",),
+            train_noise_weights=(1.0,),
+            valid_clean=("/home/me/valid",),
+            cache_folder="/home/me/cache",
+            crop_seconds=1.25,
+        ),
+        train=dataclasses.replace(CONFIG.train, init_from="/home/me/run", seed=7),
+    )
+    save_weights(tmp_path / "a", config, variables)
+    assert b"/home" not in (tmp_path / "a").read_bytes()
+    loaded = load_weights(tmp_path / "a")[0]
+    assert (loaded.model, loaded.data.crop_seconds, loaded.train.seed) == (config.model, 1.25, 7)
+
+
+@pytest.mark.parametrize("name", shipped_weights())
+def test_what_is_shipped_names_no_folders(name):
+    tree = json.loads(metadata_of(shipped_path(name))["config"])
+    assert not any(value for value in tree["data"].values() if isinstance(value, (str, list)))
+    assert tree["train"]["init_from"] in ("", *shipped_weights())
 
 
 def test_metadata_cannot_take_the_place_of_the_config(tmp_path, variables):
