@@ -354,6 +354,8 @@ class TrainConfig:
         0 uses the weights themselves.
       init_from: weights that the training starts from: a shipped name, a run or a weights file; empty starts anew.
         They may be those of the same network with fewer channels and layers, or, for a causal one, with a look ahead.
+      freeze_norm: batch norm goes by the averages of the weights in `init_from`, as at inference, and leaves them as
+        they are: for going on with few examples a step, whose statistics scatter.
       seed: of initialisation and data order.
     """
 
@@ -386,6 +388,7 @@ class TrainConfig:
     remat: bool = False
     average_decay: float = 0.0
     init_from: str = ""
+    freeze_norm: bool = False
     seed: int = 0
 
     def check(self) -> None:
@@ -461,6 +464,8 @@ class Config:
         """Raises `UserError` for values that do not fit, naming the key."""
         for section in dataclasses.fields(self):
             getattr(self, section.name).check()
+        if self.train.freeze_norm and (self.model.norm != "batch" or not self.train.init_from):
+            raise UserError('train.freeze_norm: goes with model.norm="batch" and train.init_from alone')
 
 
 def config_folder() -> Path:
@@ -598,7 +603,7 @@ def _fill(base: Any, tree: Any, where: str, prefix: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
-    """Checks a YAML value against a field's type; an int passes as float, a list or a lone item as a tuple."""
+    """Checks a YAML value against a field's type; an int passes as float, a lone item as a tuple, nothing as ""."""
     if dataclasses.is_dataclass(hint):
         return _fill(hint(), value, where, name)
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
@@ -618,6 +623,9 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         if value is None and type(None) in choices:
             return None
         return _convert(value, next(choice for choice in choices if choice is not type(None)), where, name)
+    if hint is str and value is None:
+        # "key:" and "--set key=" take an inherited name away, as they empty a list.
+        return ""
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 5e-4 as text, since it has no point.
         with contextlib.suppress(ValueError):

@@ -150,7 +150,7 @@ def portable(config: Config) -> Config:
     return dataclasses.replace(
         config,
         data=DataConfig(crop_seconds=config.data.crop_seconds),
-        train=dataclasses.replace(config.train, init_from=""),
+        train=dataclasses.replace(config.train, init_from="", freeze_norm=False),
     )
 
 

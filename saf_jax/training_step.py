@@ -173,7 +173,7 @@ def build_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Trai
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple]:
             variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
-            signals, changed = batch_signals(config, model, variables, batch, train=True)
+            signals, changed = batch_signals(config, model, variables, batch, train=not train.freeze_norm)
             terms = loss_terms(signals, config)
             if config.loss.metric:
                 terms["metric"] = metric_error(config, state.discriminator.params, signals)

@@ -252,6 +252,20 @@ def test_configs_are_frozen():
         Config().model.layers = 3
 
 
+@pytest.mark.parametrize(
+    "changes", [["model.norm=layer", "train.init_from=saf-plus"], ["model.norm=batch", "train.init_from="]]
+)
+def test_only_a_batch_norm_that_has_averages_can_be_frozen(changes):
+    with pytest.raises(UserError, match=r"train\.freeze_norm.*init_from"):
+        load_config("saf_plus", ["train.freeze_norm=true", *changes])
+    assert load_config("saf_plus", ["train.freeze_norm=true"]).train.freeze_norm
+
+
+def test_an_empty_value_takes_an_inherited_name_away():
+    assert load_config("saf_plus").train.init_from == "saf-small"
+    assert load_config("saf_plus", ["train.init_from="]).train.init_from == ""
+
+
 def test_override_checks_even_without_changes():
     broken = dataclasses.replace(Config(), model=dataclasses.replace(Config().model, heads=5))
     with pytest.raises(UserError, match=r"model\.heads=5"):

@@ -97,7 +97,7 @@ def test_no_folder_of_the_training_machine_goes_with_the_weights(tmp_path, varia
             cache_folder="/home/me/cache",
             crop_seconds=1.25,
         ),
-        train=dataclasses.replace(CONFIG.train, init_from="/home/me/run", seed=7),
+        train=dataclasses.replace(CONFIG.train, init_from="/home/me/run", freeze_norm=True, seed=7),
     )
     save_weights(tmp_path / "a", config, variables)
     assert b"/home" not in (tmp_path / "a").read_bytes()

@@ -242,6 +242,23 @@ def test_validation_sums_over_all_devices():
     jax.tree.map(np.testing.assert_array_equal, averages, state.batch_stats)
 
 
+def test_a_frozen_norm_trains_what_inference_computes():
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, freeze_norm=True, init_from="some"))
+    before, batch = make_state(), make_batch()
+
+    @jax.jit
+    def inference_loss(params):
+        terms, _ = batch_terms(config, build_model(config), before.replace(params=params).variables, batch, train=False)
+        return weighted_sum(terms, config.loss)
+
+    loss, gradient = jax.value_and_grad(inference_loss)(before.params)
+    state, result = parallel.map_over_devices(build_train_step(config))(before, parallel.split_batch(batch))
+    assert float(result["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    raw = jax.tree.map(lambda leaf: leaf / (1 - config.train.beta1), moments(state).mu)
+    assert_close(raw, gradient, 1e-4)
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, before.batch_stats)
+
+
 def test_a_new_state_follows_from_the_seed_alone():
     config = dataclasses.replace(networks.least(norm="batch", layers=0), train=TrainConfig(seed=3))
     make = jax.jit(init_state, static_argnums=0)
