@@ -7,7 +7,6 @@ late: so a run's course does not depend on how fast its processes were.
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from saf_jax import audio, parallel
 from saf_jax.best_metric import rating
 from saf_jax.companions import Companion
 from saf_jax.data import pipeline
+from saf_jax.data.folders import before_last_part
 from saf_jax.data.pipeline import ValidationPair
 from saf_jax.enhancement import Enhancer
 from saf_jax.files import write_text
@@ -31,12 +31,14 @@ from saf_jax.training_step import TrainState
 _LISTEN_FILES = 3
 # PESQ's buffers end at some minutes, and a file of a long recording must not weigh more than the rest together.
 _LONGEST_SECONDS = 20.0
+# Its multiples fill the unit interval evenly, however many there are.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def choose_pairs(pairs: Sequence[ValidationPair], count: int) -> list[ValidationPair]:
-    """A fixed subset, spread over the speakers and, within each, over the signal-to-noise ratios.
+    """A fixed subset, spread over the speakers and over the signal-to-noise ratios.
 
-    The speaker is what stands before the last "_" or "-" of a file's name, as in "p226_001".
+    The speaker, where the pair names none, is what stands before the last "_" or "-" of its name, as in "p226_001".
 
     Args:
       pairs: all validation pairs.
@@ -47,17 +49,21 @@ def choose_pairs(pairs: Sequence[ValidationPair], count: int) -> list[Validation
     """
     by_speaker: dict[str, list[ValidationPair]] = {}
     for pair in sorted(pairs, key=_snr_and_name):
-        by_speaker.setdefault(re.sub(r"[_-][^_-]*$", "", pair.name), []).append(pair)
+        by_speaker.setdefault(pair.speaker or before_last_part(pair.name), []).append(pair)
     groups = [by_speaker[name] for name in sorted(by_speaker)]
+    if count < len(groups):
+        groups = [groups[(2 * i + 1) * len(groups) // (2 * count)] for i in range(count)]
     shares = [0] * len(groups)
     for _ in range(min(count, len(pairs))):
         # The group with the smallest share so far that has files left.
         share, place = min((share, i) for i, share in enumerate(shares) if share < len(groups[i]))
         shares[place] = share + 1
-    # Ranks in the middle of equal parts of each group.
-    chosen = [
-        group[(2 * i + 1) * len(group) // (2 * share)] for group, share in zip(groups, shares) for i in range(share)
-    ]
+    chosen = []
+    for number, (group, share) in enumerate(zip(groups, shares)):
+        # One rank in each of equal parts of a group, at another place in each group: where speakers have one file
+        # each, not all of them have the middle ratio.
+        place = (0.5 + number * _GOLDEN) % 1
+        chosen += [group[int((i + place) * len(group) / share)] for i in range(share)]
     return sorted(chosen, key=_snr_and_name, reverse=True)
 
 
@@ -114,7 +120,7 @@ class ValidationScores(Companion):
             return
         longest = round(_LONGEST_SECONDS * self._rate_hz)
         self._pairs = [
-            ValidationPair(pair.name, pair.clean[:longest], pair.noisy[:longest])
+            pair._replace(clean=pair.clean[:longest], noisy=pair.noisy[:longest])
             for pair in choose_pairs(pipeline.validation_pairs(run.config), run.config.train.score_files)
         ]
         self._pool = MetricPool()

@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import jax
 import networks
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import write_narrow_pairs
+from pairs import speech_like, write_narrow_pairs
 
 from saf_jax import audio, metrics
-from saf_jax.config import DataConfig, TrainConfig
+from saf_jax.config import Config, DataConfig, TrainConfig
+from saf_jax.data.mix_command import MixSettings, make_mixtures
 from saf_jax.data.pipeline import ValidationPair, validation_pairs
 from saf_jax.enhancement import enhance
 from saf_jax.training_run import HostState
@@ -33,6 +36,28 @@ def test_subset_is_spread_over_speakers_and_ratios():
         ratios = [5 * (int(pair.name[3:]) % 4) for pair in chosen if pair.name.startswith(speaker)]
         assert sorted(ratios) == [0, 5, 10, 15]
     assert choose_pairs(pairs[::-1], 12) == chosen
+
+
+@pytest.mark.parametrize(("speakers", "count"), [(24, 24), (24, 8), (5, 12)])
+def test_subset_of_mixtures_is_spread_over_speakers_and_ratios(tmp_path, speakers, count):
+    """Of a set that `saf-jax mix` made, whose names end in noise and ratio."""
+    for kind, seconds, names in (
+        ("clean", 0.5, [f"ls_{100 + i}-{k}" for i in range(speakers) for k in range(2)]),
+        ("noise", 1.0, ["Baby cry", "rain", "sea"]),
+    ):
+        (tmp_path / kind).mkdir()
+        for number, name in enumerate(names):
+            sound = (
+                speech_like(seconds, number) if kind == "clean" else np.random.default_rng(number).normal(0, 0.1, 16000)
+            )
+            soundfile.write(tmp_path / kind / f"{name}.wav", sound, 16000)
+    make_mixtures(MixSettings(tmp_path / "clean", tmp_path / "noise", tmp_path / "set", (0.0, 5.0, 10.0, 15.0)))
+    data = DataConfig(valid_clean=(str(tmp_path / "set" / "clean"),), valid_noisy=(str(tmp_path / "set" / "noisy"),))
+    chosen = choose_pairs(validation_pairs(Config(data=data)), count)
+    of_speaker = Counter(pair.name.split("-")[0] for pair in chosen)
+    assert len(of_speaker) == min(count, speakers) and max(of_speaker.values()) <= -(-count // speakers)
+    ratios = Counter(pair.name.rsplit("_", 1)[1] for pair in chosen)
+    assert len(ratios) == 4 and max(ratios.values()) - min(ratios.values()) <= 2
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-5, 20)), max_size=12), st.integers(0, 15))

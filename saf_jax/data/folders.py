@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import glob
+import re
 import shutil
 import tempfile
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from saf_jax.audio import list_audio
+from saf_jax.data.manifest import FILE_NAME, read_manifest
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors
 
@@ -62,7 +64,7 @@ def labels(folder: Path) -> dict[Path, str]:
     """
     files = list_audio(folder)
     for table in (
-        folder / "manifest.csv",
+        folder / FILE_NAME,
         folder.with_name(folder.name + ".tsv"),
         folder.with_name(folder.name + ".csv"),
     ):
@@ -79,6 +81,25 @@ def labels(folder: Path) -> dict[Path, str]:
     if len(files) <= _MOST_SINGLE_KINDS:
         return {file: file.stem for file in files}
     return dict.fromkeys(files, "noise")
+
+
+def mixtures_speakers(noisy: Path) -> dict[Path, str]:
+    """The speaker of each file in the folder `noisy` of a set that `saf-jax mix` made; empty for other folders.
+
+    Where the set does not know, it is what stands before the last "_" or "-" of the clean recording's name.
+    """
+    try:
+        rows = read_manifest(noisy.parent / FILE_NAME, ("file", "clean_file", "speaker"))
+    except UserError:
+        return {}
+    return {
+        noisy.parent / row["file"]: row["speaker"] or before_last_part(Path(row["clean_file"]).stem) for row in rows
+    }
+
+
+def before_last_part(name: str) -> str:
+    """What stands before the last "_" or "-", "p226" of "p226_001": often the speaker."""
+    return re.sub(r"[_-][^_-]*$", "", name)
 
 
 def _key(file: Path, folder: Path) -> str:

@@ -6,6 +6,7 @@ alone: not from the number of workers, of processes or of earlier interruptions.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from saf_jax import audio
 from saf_jax.config import Config
 from saf_jax.data.examples import MixedExamples, PairedExamples, common_length, list_all_pairs
+from saf_jax.data.folders import mixtures_speakers
 from saf_jax.data.recordings import Storage
 from saf_jax.errors import UserError
 
@@ -21,11 +23,12 @@ _EPOCHS = 1 << 32
 
 
 class ValidationPair(NamedTuple):
-    """A pair of recordings in full length: float32 [N] each."""
+    """A pair of recordings in full length: float32 [N] each; the speaker is empty where only the name may tell."""
 
     name: str
     clean: np.ndarray
     noisy: np.ndarray
+    speaker: str = ""
 
 
 def training_batches(config: Config, *, process_index: int = 0, process_count: int = 1) -> "Batches":
@@ -83,11 +86,14 @@ def validation_pairs(config: Config) -> list[ValidationPair]:
         raise UserError("data.valid_clean is empty: name a folder of clean validation speech (and data.valid_noisy)")
     pairs = list_all_pairs(config.data.valid_clean, config.data.valid_noisy, "valid")
     rate = config.stft.sample_rate_hz
+    speakers: dict[Path, str] = {}
+    for folder in config.data.valid_noisy:
+        speakers |= mixtures_speakers(Path(folder))
 
     def read(pair: audio.Pair) -> ValidationPair:
         clean, noisy = audio.read_mono(pair.clean, rate), audio.read_mono(pair.noisy, rate)
         length = common_length(pair, len(clean), len(noisy))
-        return ValidationPair(pair.name, clean[:length], noisy[:length])
+        return ValidationPair(pair.name, clean[:length], noisy[:length], speakers.get(pair.noisy, ""))
 
     return [read(pair) for pair in pairs]
 
