@@ -32,6 +32,10 @@ def whole_folder(path: Path, may_replace: Callable[[Path], bool]) -> Iterator[Pa
     Raises:
       UserError: `path` exists and must not be replaced, or cannot be written.
     """
+    # It is what a link leads to that is to be replaced.
+    path = path.resolve()
+    if path == Path.cwd():
+        raise UserError(f"{path}: is the current folder, which cannot be replaced as a whole: name a new one in it")
     make_folder(path.parent)
     with user_errors(path):
         occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
@@ -69,7 +73,7 @@ def labels(folder: Path) -> dict[Path, str]:
         folder.with_name(folder.name + ".csv"),
     ):
         if table.is_file():
-            named = _read_labels(table)
+            named = _read_labels(table, folder)
             if named is not None:
                 missing = [file for file in files if _key(file, folder) not in named]
                 if missing:
@@ -106,14 +110,23 @@ def _key(file: Path, folder: Path) -> str:
     return file.relative_to(folder).with_suffix("").as_posix()
 
 
-def _read_labels(table: Path) -> dict[str, str] | None:
+def _read_labels(table: Path, folder: Path) -> dict[str, str] | None:
     """Label by relative name without ending; None where the table is about something else."""
     try:
-        with table.open(encoding="utf-8", newline="") as file:
+        # Spreadsheets put a byte order mark before the first column's name.
+        with table.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: cannot be read as a table: {error}: mend or remove it") from error
     column = next((name for name in _LABEL_COLUMNS if rows and rows[0].get(name)), None)
     if column is None or "file" not in rows[0]:
         return None
-    return {Path(row["file"]).with_suffix("").as_posix(): (row[column] or "").strip() for row in rows if row["file"]}
+    return {_row_key(row["file"], folder): (row[column] or "").strip() for row in rows if row["file"]}
+
+
+def _row_key(file: str, folder: Path) -> str:
+    path = Path(file)
+    # `saf-jax prepare folder` writes whole paths.
+    if path.is_absolute() and path.is_relative_to(folder.resolve()):
+        path = path.relative_to(folder.resolve())
+    return path.with_suffix("").as_posix()

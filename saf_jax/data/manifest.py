@@ -29,7 +29,8 @@ def read_manifest(path: str | os.PathLike, needed: Sequence[str] = ()) -> list[d
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # Spreadsheets put a byte order mark before the first column's name.
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
             columns = reader.fieldnames or []

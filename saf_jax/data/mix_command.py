@@ -19,9 +19,13 @@ from saf_jax.data.folders import labels, whole_folder
 from saf_jax.data.manifest import FILE_NAME, write_manifest
 from saf_jax.data.mixing import gain_for_snr, reverberate
 from saf_jax.errors import UserError
+from saf_jax.files import user_errors
 from saf_jax.worker_processes import usable_cores
 
 _MARKER = "mix.json"
+# Sets of another version are made anew: raise it when the same settings and recordings give other mixtures.
+_VERSION = 2
+_PARTS = {"clean", "noisy", "noise", FILE_NAME, _MARKER}
 _COLUMNS = ("file", "clean_file", "speaker", "noise", "noise_file", "rir_file", "snr_db", "seconds")
 _PEAK = 0.99
 _TRIES = 20
@@ -124,7 +128,7 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
     marker = _marker(settings)
     if _read_marker(settings.out) == marker and (settings.out / FILE_NAME).is_file():
         return len(plans), False
-    with whole_folder(settings.out, lambda folder: _read_marker(folder) is not None) as folder:
+    with whole_folder(settings.out, _is_ours) as folder:
         with ThreadPoolExecutor(usable_cores()) as pool:
             rows = list(pool.map(lambda item: _make(folder, settings, *item), enumerate(plans)))
         write_manifest(folder / FILE_NAME, _COLUMNS, rows)
@@ -133,10 +137,8 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
 
 
 def fingerprint(settings: MixSettings) -> str:
-    """Hash of what the mixtures follow from, the same wherever the folders lie: options, names and sizes of files."""
-    marker = {key: value for key, value in _marker(settings).items() if key not in ("clean", "noise")}
-    marker["rir"] = settings.rir is not None
-    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+    """Hash of what the mixtures follow from, wherever the folders lie: options, recordings, their labels."""
+    return hashlib.sha256(json.dumps(_marker(settings), sort_keys=True).encode()).hexdigest()
 
 
 def _check(settings: MixSettings) -> None:
@@ -277,26 +279,35 @@ def _rounded(samples: np.ndarray) -> np.ndarray:
 
 
 def _marker(settings: MixSettings) -> dict:
-    """What tells one test set from another: the settings, and names and sizes of the files."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings._asdict().items()}
-    plain.pop("out")
-    # What is off leaves no trace: sets that were made before these options were there stay valid.
-    for name in ("turns", "noise_files"):
-        if not plain[name]:
-            plain.pop(name)
-    if settings.turns:
-        ratios = len(settings.snr_db)
-        shift = _turn_shift(len(_noise_by_kind(settings)), ratios)
-        # It was 1 for all sets once: those that another shift changes are made anew, the others stay valid.
-        if shift != 1 % ratios:
-            plain["turn_shift"] = shift
-    folders = [folder for folder in (settings.clean, settings.noise, settings.rir) if folder]
-    files = [
-        [file.relative_to(folder).as_posix(), file.stat().st_size]
-        for folder in folders
-        for file in audio.list_audio(folder)
-    ]
-    return json.loads(json.dumps({"made_by": "saf-jax mix", "version": 1, **plain, "sources": files}))
+    """What tells one test set from another, wherever its sources lie: settings, recordings and their labels."""
+    plain = settings._asdict()
+    for name in ("clean", "noise", "rir", "out"):
+        plain.pop(name)
+    speakers, kinds = _speakers(settings.clean), labels(settings.noise)
+    rooms = dict.fromkeys(audio.list_audio(settings.rir), "") if settings.rir else {}
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        sources = {
+            name: [
+                [file.relative_to(folder).as_posix(), label, digest]
+                for (file, label), digest in zip(named.items(), pool.map(_digest, named))
+            ]
+            for name, folder, named in (
+                ("clean", settings.clean, speakers),
+                ("noise", settings.noise, kinds),
+                ("rir", settings.rir, rooms),
+            )
+        }
+    return json.loads(json.dumps({"made_by": "saf-jax mix", "version": _VERSION, **plain, "sources": sources}))
+
+
+def _digest(file: Path) -> str:
+    with user_errors(file), file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _is_ours(folder: Path) -> bool:
+    """True for a folder that holds nothing but a set of mixtures."""
+    return _read_marker(folder) is not None and {path.name for path in folder.iterdir()} <= _PARTS
 
 
 def _read_marker(folder: Path) -> dict | None:

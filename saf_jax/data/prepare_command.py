@@ -5,11 +5,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from saf_jax import audio
-from saf_jax.data.manifest import FILE_NAME, write_manifest
+from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
-from saf_jax.files import make_folder
+from saf_jax.files import make_folder, user_errors
 from saf_jax.worker_processes import usable_cores
 
 FOLDER_COLUMNS = ("file", "kind", "split", "label", "seconds", "sample_rate_hz", "channels")
@@ -49,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
 def _run_voicebank(args: argparse.Namespace) -> int:
     from saf_jax.data import download, voicebank
 
+    if args.jobs < 0:
+        raise UserError(f"--jobs {args.jobs}: must not be negative; 0 is one a core")
     root = args.root
+    other = "wav" if args.format == "flac" else "flac"
+    if any(path for split in ("train", "valid", "test") for path in root.glob(f"{split}/*/*.{other}")):
+        raise UserError(f"{root}: holds the corpus as {other} already: say --format {other}, or name another folder")
     counts = voicebank.finished(root)
     if counts is None:
         archives = args.source or root / "archives"
@@ -108,7 +115,11 @@ def _run_folder(args: argparse.Namespace) -> int:
     write_manifest(root / "left_out.csv", ("file", "problem"), [(survey.display(f.path), f.problem) for f in bad])
     if not good:
         raise UserError(f"none of the {len(found)} recordings can be used: see {root / 'left_out.csv'}")
-    places = _convert(root, good) if args.convert else {f.path: str(f.path.resolve()) for f in good}
+    if args.convert:
+        places = _convert(root, good)
+        _remove_former(root, set(places.values()))
+    else:
+        places = {f.path: str(f.path.resolve()) for f in good}
     write_manifest(
         root / FILE_NAME,
         FOLDER_COLUMNS,
@@ -132,6 +143,18 @@ def _run_folder(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def _remove_former(root: Path, kept: set[str]) -> None:
+    """Removes what an earlier run converted and this one did not: it could lie in another part of the data now."""
+    try:
+        rows = read_manifest(root / FILE_NAME, FOLDER_COLUMNS)
+    except UserError:
+        return
+    for row in rows:
+        if row["file"] not in kept and not Path(row["file"]).is_absolute() and ".." not in Path(row["file"]).parts:
+            with user_errors(root / row["file"]):
+                (root / row["file"]).unlink(missing_ok=True)
+
+
 def _convert(root: Path, good: list) -> dict[Path, str]:
     """Writes 16 kHz flac files into `root/SPLIT/KIND/LABEL`; returns their places relative to `root`."""
     places: dict[Path, str] = {}
@@ -147,7 +170,9 @@ def _convert(root: Path, good: list) -> dict[Path, str]:
 
     def convert(path: Path) -> None:
         samples = audio.read_mono(path, _SAMPLE_RATE_HZ)
-        audio.write(root / places[path], audio.Audio(samples.clip(-1, 1), _SAMPLE_RATE_HZ))
+        # Floating-point recordings may go beyond full scale, and resampling may; 16 bits may not.
+        peak = float(np.abs(samples).max())
+        audio.write(root / places[path], audio.Audio(samples / max(peak, 1.0), _SAMPLE_RATE_HZ))
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in track(pool.map(convert, places), "converting", len(places)):

@@ -66,11 +66,19 @@ def survey(folders: Iterable[tuple[str, Path]], rules: Rules) -> list[Finding]:
       What was found, sorted; the second of two recordings with the same samples counts as a problem.
 
     Raises:
-      UserError: a folder is missing or has no audio, or a speaker occurs in two parts of the data.
+      UserError: a folder is missing or has no audio, two hold the same file, or a speaker occurs in two parts of the
+        data.
     """
     jobs: list[tuple[Path, str, str, str]] = []
+    homes: dict[Path, Path] = {}
     for kind, folder in folders:
         files = _candidates(folder)
+        for file in files:
+            # Each folder is divided by itself: a file of two could go to both parts.
+            if homes.setdefault(file.resolve(), folder) is not folder:
+                raise UserError(
+                    f"{display(file)}: lies in {homes[file.resolve()]} too: name folders that share no file"
+                )
         splits, rest = _splits(files, folder)
         names = _labels(files, rest, rules.speaker if kind == "clean" else "auto")
         if splits is None:
@@ -95,7 +103,11 @@ def _candidates(folder: Path) -> list[Path]:
     """Everything with an audio file's name, also what turns out to be no file."""
     if not folder.is_dir():
         audio.list_audio(folder)
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
+    found = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in audio.SUFFIXES and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
     if not found:
         raise UserError(f"{folder}: holds no audio file ({', '.join(sorted(audio.SUFFIXES))})")
     return found

@@ -82,18 +82,69 @@ def test_ratios_take_turns(command, tmp_path):
     assert Counter(row["snr_db"] for row in rows) == {"-5": 3, "0": 3, "10": 3}
 
 
-def test_a_set_of_the_former_turns_is_made_anew(command, tmp_path):
+def test_a_set_of_another_version_is_made_anew(command, tmp_path):
     assert command("--turns") == 0
     marker, table = tmp_path / "out" / "mix.json", tmp_path / "out" / "manifest.csv"
     whole = table.read_text()
     table.write_text("stale")
     assert command("--turns") == 0
     assert table.read_text() == "stale"
-    former = json.loads(marker.read_text())
-    del former["turn_shift"]
-    marker.write_text(json.dumps(former))
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"version": 1}))
     assert command("--turns") == 0
     assert table.read_text() == whole
+
+
+def test_a_set_is_found_wherever_its_sources_lie_and_made_anew_when_they_change(command, pools, tmp_path, capsys):
+    def there_already(**options):
+        assert command(**options) == 0
+        return "are there already" in capsys.readouterr().out
+
+    noise = tmp_path / "elsewhere" / "noise"
+    shutil.copytree(pools / "noise", noise)
+    assert not there_already()
+    assert there_already(noise=noise)
+    assert str(tmp_path) not in (tmp_path / "out" / "mix.json").read_text()
+    other = np.random.default_rng(9).normal(0, 0.1, soundfile.info(noise / "n0.wav").frames)
+    soundfile.write(noise / "n0.wav", other, soundfile.info(noise / "n0.wav").samplerate)
+    assert not there_already(noise=noise) and there_already(noise=noise)
+    names = sorted(path.name for path in noise.glob("*.wav"))
+    for kind in ("street", "bus"):
+        # As a spreadsheet writes it, with a byte order mark.
+        (noise.parent / "noise.csv").write_text(
+            "file,noise\n" + "".join(f"{name},{kind}\n" for name in names), encoding="utf-8-sig"
+        )
+        assert not there_already(noise=noise)
+        assert {row["noise"] for row in manifest(tmp_path / "out")} == {kind}
+
+
+def test_what_else_lies_in_a_finished_set_is_never_thrown_away(command, tmp_path, capsys):
+    assert command() == 0
+    mine = tmp_path / "out" / "results" / "scores.csv"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert command() == 0
+    assert command(snr="3") == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
+def test_a_set_goes_through_a_link_but_not_to_the_current_folder(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for ratio in ("3", "4"):
+        assert command(out="link", snr=ratio) == 0
+        assert {row["snr_db"] for row in manifest(tmp_path / "real")} == {ratio}
+    monkeypatch.chdir(tmp_path)
+    assert command(out="") == 2
+    assert "is the current folder" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_folders_that_prepare_looked_through_can_be_mixed(command, tmp_path, pools):
+    clean = tmp_path / "speech"
+    shutil.copytree(pools / "clean", clean)
+    assert cli.main(["prepare", "folder", "--clean", str(clean), "--root", str(clean)]) == 0
+    assert command(clean=clean) == 0
 
 
 @pytest.mark.parametrize("ratios", range(1, 7))

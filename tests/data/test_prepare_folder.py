@@ -264,6 +264,37 @@ def test_converted_files_train_and_mix(tmp_path):
     assert len(rows_of(tmp_path / "mix")) == 2
 
 
+def test_converting_again_leaves_no_file_in_its_former_part(tmp_path):
+    for speaker in range(6):
+        write_good(tmp_path / "speech" / f"s{speaker}" / f"take{speaker}.wav")
+    root = tmp_path / "root"
+    for part in (0.5, 0.1):
+        assert prepare(root, "--clean", tmp_path / "speech", "--convert", "--valid", part) == 0
+        listed = {row["file"] for row in rows_of(root)}
+        assert listed == {path.relative_to(root).as_posix() for path in root.rglob("*.flac")}
+    assert sum(name.startswith("valid/") for name in listed) == 1
+
+
+def test_converting_keeps_what_goes_beyond_full_scale(tmp_path):
+    loud = 3 * speech() / np.abs(speech()).max()
+    (tmp_path / "speech").mkdir()
+    soundfile.write(tmp_path / "speech" / "a.wav", loud, 16000, subtype="FLOAT")
+    write_good(tmp_path / "speech" / "b.wav")
+    assert prepare(tmp_path / "root", "--clean", tmp_path / "speech", "--convert", "--valid", 0) == 0
+    (row,) = [row for row in rows_of(tmp_path / "root") if row["file"].endswith("a.flac")]
+    np.testing.assert_allclose(read(tmp_path / "root" / row["file"]).samples[:, 0], loud / 3, atol=2**-15)
+
+
+def test_a_file_of_two_folders_cannot_go_to_both_parts(tmp_path, capsys):
+    for speaker in range(3):
+        write_good(tmp_path / "speech" / f"s{speaker}" / f"take{speaker}.wav")
+    write_good(tmp_path / "speech" / ".trash" / "x.wav")
+    assert prepare(tmp_path / "root", "--clean", tmp_path / "speech", tmp_path / "speech" / "s1") == 2
+    assert "take1.wav: lies in" in capsys.readouterr().err
+    assert prepare(tmp_path / "root", "--clean", tmp_path / "speech") == 0
+    assert len(rows_of(tmp_path / "root")) == 3
+
+
 def test_nothing_usable_and_bad_options(tmp_path, capsys):
     (tmp_path / "speech").mkdir()
     assert prepare(tmp_path / "root", "--clean", tmp_path / "speech") == 2

@@ -195,6 +195,15 @@ def test_resampling_is_right(zips, tmp_path):
     np.testing.assert_allclose(read_mono(tmp_path / "root/test/clean/p232_001.wav", 16000), expected, atol=1 / 32768)
 
 
+def test_one_corpus_has_one_format(zips, tmp_path, capsys):
+    assert prepare(tmp_path / "root", "--from", zips) == 0
+    capsys.readouterr()
+    assert prepare(tmp_path / "root", "--from", zips, "--format", "wav") == 2
+    one_error(capsys, "as flac already", "--format flac")
+    assert prepare(tmp_path / "other", "--from", zips, "--jobs", -1) == 2
+    one_error(capsys, "--jobs -1")
+
+
 def test_from_unpacked_folders(zips, tmp_path):
     for path in list(zips.iterdir()):
         with zipfile.ZipFile(path) as archive:
