@@ -20,7 +20,7 @@ from saf_jax.run_log import RATINGS_FILE
 from saf_jax.training_step import TrainState, init_state
 
 CONFIG_FILE = "config.json"
-_FOLDER = "checkpoints"
+_FOLDER, _DAMAGED = "checkpoints", "damaged"
 
 
 class Checkpoints:
@@ -170,7 +170,7 @@ class Checkpoints:
         if steps and parallel.is_main_process():
             with user_errors(self._workdir, "put damaged checkpoints aside in"):
                 for step in steps:
-                    aside = make_folder(self._workdir / "damaged") / f"{step}-{time.time_ns()}"
+                    aside = make_folder(self._workdir / _DAMAGED) / f"{step}-{time.time_ns()}"
                     (self._folder / str(step)).rename(aside)
         parallel.everywhere(True)
 
@@ -209,6 +209,12 @@ class Checkpoints:
                 f"{self._folder}: a checkpoint could not be saved: {reason}, then run the same command again; it goes "
                 "on from the newest sound one"
             ) from error
+
+
+def holds_checkpoints(workdir: Path) -> bool:
+    """Whether a folder has checkpoints, sound or not."""
+    folders = (workdir / _FOLDER, workdir / _DAMAGED)
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
 def _read_ratings(path: Path) -> dict[int, float | None]:

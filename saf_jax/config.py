@@ -396,6 +396,8 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
         for name in (
+            "seed",
+            "weight_decay",
             "steps",
             "epochs",
             "validate_every",
@@ -493,23 +495,18 @@ def load_config(source: str | os.PathLike, overrides: Iterable[str] = ()) -> Con
       >>> load_config("paper", overrides=["model.layers=2"]).model.layers
       2
     """
-    import yaml
+    from saf_jax.yaml_files import read_yaml
 
     path = Path(source)
-    if not path.exists():
+    if not path.is_file():
         shipped = config_folder() / f"{source}.yaml"
         if not shipped.exists():
             # Not those in folders: what lies there are tables of runs (`saf_jax.sweep_spec`).
             names = ", ".join(sorted(path.stem for path in config_folder().glob("*.yaml")))
-            raise UserError(f"{source}: no such config file, nor one that comes with the package ({names})")
+            problem = "is a folder, no config file" if path.is_dir() else "no such config file"
+            raise UserError(f"{source}: {problem}, nor is it one that comes with the package ({names})")
         path = shipped
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a config file: {error}") from error
-    config = config_from_dict({} if tree is None else tree, where=str(path))
+    config = config_from_dict(read_yaml(path), where=str(path))
     return override(config, overrides)
 
 
@@ -634,9 +631,10 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{where}: {name}={value!r}: must be {_TYPE_NAMES.get(hint, hint.__name__)}")
-    if hint is float and math.isnan(value):
-        raise UserError(f"{where}: {name}: must be a number, not NaN")
+    if hint is float and not (math.isfinite(value) or (value == math.inf and name in _MAY_BE_INFINITE)):
+        raise UserError(f"{where}: {name}={value}: must be a finite number")
     return value
 
 
+_MAY_BE_INFINITE = ("data.cache_gb", "train.checkpoint_seconds")
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "'key: value' lines"}

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from saf_jax.config import Config
 from saf_jax.errors import UserError
 from saf_jax.sweep_processes import locked
 from saf_jax.sweep_spec import Budget, NoiseFiles, Settings, TestSet, slug
@@ -155,6 +156,20 @@ def plan_data(
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two sets to score are called {twice[0]!r}: give the one of --test or tests another name")
     return SweepData(settings, tuple(sets), noise, places, tuple(makers), folder)
+
+
+def training_folders(config: Config) -> tuple[str, ...]:
+    """All folders, and manifests, that a config trains on."""
+    data = config.data
+    return (*data.train_clean, *data.train_noisy, *data.train_noise, *data.train_rir)
+
+
+def listing_of(sources: tuple[str, ...], made: Path) -> str:
+    """Hash of what some folders and manifests hold; empty where all are below `made`, which is known by its recipe."""
+    given = [Path(source) for source in sources if not Path(source).is_relative_to(made)]
+    if not given:
+        return ""
+    return _hash([path.read_text(encoding="utf-8") if path.suffix == ".csv" else _listing(path) for path in given])
 
 
 def portable(value: object, places: Mapping[str, str]) -> object:

@@ -1,6 +1,7 @@
 """The runs of a sweep: what each is known by, where it lies, and what of it is there."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from saf_jax.config import Config, config_to_dict
 from saf_jax.errors import UserError
 from saf_jax.results import SUMMARY
 from saf_jax.run_log import LOG_FILE
-from saf_jax.sweep_data import ScoreSet, SweepData, portable
+from saf_jax.sweep_data import ScoreSet, SweepData, listing_of, portable, training_folders
 from saf_jax.sweep_spec import Settings, Spec, as_overrides, changed_settings, resolve, slug
 
 RECORD_FILE, FAILURE_FILE, OUTPUT_FILE = "run.json", "failure.json", "output.txt"
@@ -121,11 +122,13 @@ def plan_runs(
     """
     runs, rows_by_identity = [], {}
     usual_config = resolve(base, usual, where)
+    listing = functools.cache(functools.partial(listing_of, made=data.folder))
     for seed in seeds:
         for row in spec.rows:
             settings = {**rows[row.name], "train.seed": seed}
             config = resolve(base, settings, f"{where}: row {row.name!r}")
-            identity = identity_of(config, data.places)
+            # A run on other recordings is another run, which must not stand in one table with this one.
+            identity = identity_of(config, data.places, listing(training_folders(config)))
             if (other := rows_by_identity.setdefault(identity, row.name)) != row.name:
                 raise UserError(f"{where}: the rows {other!r} and {row.name!r} are the same settings: leave one out")
             folder = workdir / "runs" / f"{_folder_name(config, usual_config, data)}-seed{seed}-{identity}"
@@ -133,13 +136,20 @@ def plan_runs(
     return runs
 
 
-def identity_of(config: Config, places: Mapping[str, str]) -> str:
+def identity_of(config: Config, places: Mapping[str, str], recordings: str = "") -> str:
     """What a run is known by: a hash of all settings that are not a config's defaults and bear on its result.
 
     A field that a later version adds leaves it as it is, and so does a folder of `places` that lies elsewhere.
+
+    Args:
+      config: of the run.
+      places: names of folders.
+      recordings: what tells the recordings that it is trained on from others in the same folders.
     """
     changed = changed_settings(config, Config())
     known = {key: portable(value, places) for key, value in changed.items() if key not in _MEANS}
+    if recordings:
+        known["recordings"] = recordings
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
 
 

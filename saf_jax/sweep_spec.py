@@ -14,6 +14,7 @@ from typing import Any
 
 from saf_jax.config import Config, config_folder, config_from_dict, config_to_dict, fill_dataclass, load_config
 from saf_jax.errors import UserError
+from saf_jax.yaml_files import read_yaml
 
 BUDGETS_FILE = "budgets.yaml"
 
@@ -148,7 +149,7 @@ def load_spec(source: str) -> tuple[str, Spec]:
         if source not in known:
             raise UserError(f"{source}: no such spec, nor one that comes with the package ({', '.join(known)})")
         path = _folder() / f"{source}.yaml"
-    spec = fill_dataclass(Spec(), _read_yaml(path), str(path))
+    spec = fill_dataclass(Spec(), read_yaml(path), str(path))
     return path.stem, _completed(spec, str(path))
 
 
@@ -159,7 +160,7 @@ def load_budget(name: str) -> Budget:
       UserError: there is none of that name.
     """
     path = _folder() / BUDGETS_FILE
-    budgets = _read_yaml(path)
+    budgets = read_yaml(path)
     if name not in budgets:
         raise UserError(f"--budget {name}: must be one of {', '.join(budgets)}")
     return fill_dataclass(Budget(), budgets[name], f"{path}: {name}")
@@ -254,7 +255,16 @@ def _completed(spec: Spec, where: str) -> Spec:
         raise UserError(f"{where}: reference={reference!r}: must be a row: {', '.join(names)}")
     if len(set(spec.seeds)) < len(spec.seeds):
         raise UserError(f"{where}: seeds={list(spec.seeds)}: names one twice")
+    if min(spec.seeds, default=0) < 0:
+        raise UserError(f"{where}: seeds={list(spec.seeds)}: must not be negative")
     _check_budgets(spec, rows, where)
+    for settings in (
+        spec.set,
+        *spec.budgets.values(),
+        *(part for row in rows for part in (row.set, *row.budgets.values())),
+    ):
+        if "train.seed" in settings:
+            raise UserError(f"{where}: train.seed: every row is trained with all seeds: name them in seeds")
     for test in spec.tests:
         _check_test(test, where)
     tests = [test.name for test in spec.tests]
@@ -307,20 +317,8 @@ def _check_test(test: TestSet, where: str) -> None:
 
 
 def _budget_names() -> list[str]:
-    return list(_read_yaml(_folder() / BUDGETS_FILE))
+    return list(read_yaml(_folder() / BUDGETS_FILE))
 
 
 def _folder() -> Path:
     return config_folder() / "ablations"
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    return {} if tree is None else tree

@@ -8,7 +8,7 @@ import statistics
 import time
 from typing import Any
 
-from saf_jax.config import Config, add_set_argument
+from saf_jax.config import Config, TrainConfig, add_set_argument
 from saf_jax.errors import UserError
 from saf_jax.huge_pages import restart_with_huge_pages
 
@@ -84,7 +84,7 @@ def train_cost(
     memory, limit = step.memory_gb(), parallel.memory_limit_gb()
     audio_seconds = train.batch_size * config.data.crop_seconds
     steps_per_epoch = _steps_per_epoch(config, examples)
-    steps = train.steps or (steps_per_epoch and train.epochs * steps_per_epoch)
+    steps = _planned_steps(train, steps_per_epoch, seconds)
 
     def hours(count: int | None) -> float | None:
         return None if count is None else count * seconds / 3600
@@ -110,6 +110,12 @@ def train_cost(
         "hours": hours(steps),
         "audio_hours": steps and steps * audio_seconds / 3600,
     }
+
+
+def _planned_steps(train: TrainConfig, steps_per_epoch: int | None, seconds_per_step: float) -> int | None:
+    steps = train.steps or (steps_per_epoch and train.epochs * steps_per_epoch)
+    by_the_clock = math.ceil(60 * train.minutes / seconds_per_step)
+    return min(steps, by_the_clock) if steps and train.minutes else steps
 
 
 class BareStep:

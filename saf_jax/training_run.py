@@ -11,7 +11,7 @@ from typing import Any
 
 from saf_jax import parallel, tensorboard
 from saf_jax.best_metric import check_best_metric
-from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, read_run_config
+from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, holds_checkpoints, read_run_config
 from saf_jax.companions import Companion
 from saf_jax.config import Config, config_differences, config_to_dict
 from saf_jax.data import pipeline
@@ -19,7 +19,7 @@ from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors, write_text
 from saf_jax.metric_labels import check_label_package
 from saf_jax.observers import Observer
-from saf_jax.run_log import LOG_FILE
+from saf_jax.run_log import LOG_FILE, read_log
 from saf_jax.validation import Validation
 
 # Settings that a resumed run may change: they say how long and with what means, not what is trained.
@@ -119,7 +119,7 @@ class Run:
         self.checkpoints.rate(step, rating)
         self.host.rated(rating)
 
-    def meta(self, step: int, data_state: dict[str, int]) -> dict[str, Any]:
+    def meta(self, step: int, data_state: dict[str, int | str]) -> dict[str, Any]:
         """What a checkpoint at `step` holds besides the arrays, JSON-able."""
         return {
             "data": data_state,
@@ -137,7 +137,7 @@ class Run:
 
 
 def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, quiet: bool) -> Run:
-    """Opens data and outputs; whatever the user got wrong is told before anything is written.
+    """Opens data and outputs; what the user got wrong, but for `train.init_from`, is told before anything is written.
 
     Raises:
       UserError: data that cannot be used, devices that cannot share the batch, or a workdir of another config.
@@ -171,9 +171,9 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:
-    """Makes the folder and writes the config into it, or checks that the one in it is the same."""
+    """Makes the folder and writes the config into it, or checks that the one of the run in it is the same."""
     make_folder(workdir)
-    if (workdir / CONFIG_FILE).exists():
+    if (workdir / CONFIG_FILE).exists() and _has_begun(workdir):
         differences = [
             text
             for text in config_differences(read_run_config(workdir), config)
@@ -186,3 +186,13 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
             )
     elif parallel.is_main_process():
         write_text(workdir / CONFIG_FILE, json.dumps(config_to_dict(config), indent=2) + "\n")
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether anything was trained there; a run that failed before that leaves a config that nobody needs."""
+    try:
+        if (workdir / LOG_FILE).exists() and any(entry["event"] == "train" for entry in read_log(workdir)):
+            return True
+    except UserError:
+        return True
+    return holds_checkpoints(workdir)

@@ -90,8 +90,12 @@ def test_the_last_override_wins_over_the_file(tmp_path):
         ({"model": {"tcn_dilations": [1, "x"]}}, "model.tcn_dilations='x': must be a whole number"),
         ({"train": {"learning_rate": "fast"}}, "train.learning_rate='fast': must be a number"),
         ({"train": {"learning_rate": True}}, "train.learning_rate=True: must be a number"),
-        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate: must be a number, not NaN"),
-        ({"train": {"learning_rate": "nan"}}, "train.learning_rate: must be a number, not NaN"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate=nan: must be a finite number"),
+        ({"train": {"learning_rate": "nan"}}, "train.learning_rate=nan: must be a finite number"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate=inf: must be a finite number"),
+        ({"data": {"crop_seconds": float("inf")}}, "data.crop_seconds=inf: must be a finite number"),
+        ({"data": {"cache_gb": float("-inf")}}, "data.cache_gb=-inf: must be a finite number"),
+        ({"mixing": {"snr_db": [float("-inf"), 20]}}, "mixing.snr_db=-inf: must be a finite number"),
         ({"data": {"cache_folder": 3}}, "data.cache_folder=3: must be text"),
         ({"model": [1]}, "model must hold 'key: value' lines, not [1]"),
         (["model"], "the file must hold 'key: value' lines, not ['model']"),
@@ -139,6 +143,8 @@ BAD_VALUES = [
     ("model.tcn_kernel=-1", "model.tcn_kernel=-1"),
     ("model.tcn_dilations=[1, 0]", "model.tcn_dilations=[1, 0]: dilations must be at least 1"),
     ("model.dense_dilations=[0]", "model.dense_dilations=[0]: dilations must be at least 1"),
+    ("train.seed=-1", "train.seed=-1: must not be negative"),
+    ("train.weight_decay=-1", "train.weight_decay=-1.0: must not be negative"),
     ("data.crop_seconds=0", "data.crop_seconds=0.0: must be positive"),
     ("data.workers=-1", "data.workers=-1: must not be negative"),
     ("data.cache_gb=-1", "data.cache_gb=-1.0: must not be negative"),
@@ -199,7 +205,7 @@ def test_an_override_that_is_no_yaml_is_named():
 
 def test_an_unknown_config_names_those_that_come_with_the_package():
     with pytest.raises(
-        UserError, match=r"^papr: no such config file, nor one that comes with the package \(.*paper.*\)$"
+        UserError, match=r"^papr: no such config file, nor is it one that comes with the package \(.*paper.*\)$"
     ):
         load_config("papr")
 
@@ -215,9 +221,21 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_is_no_config(tmp_path):
-    with pytest.raises(UserError, match="cannot be read as a config file"):
+def test_a_folder_is_no_config_and_hides_none(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder, no config file"):
         load_config(tmp_path)
+    (tmp_path / "paper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("paper").model.layers == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("train: {seed: 1}\nstft: {}\ntrain: {steps: 5}", 3), ("train:\n  seed: 1\n  seed: 2", 3)]
+)
+def test_a_key_that_stands_twice_is_no_riddle(tmp_path, text, line):
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"twice\.yaml: line {line} has the key (train|seed) a second time"):
+        load_config(tmp_path / "twice.yaml")
 
 
 def test_dict_round_trip_and_hash():

@@ -50,6 +50,24 @@ def test_a_run_is_known_wherever_its_folders_lie(tmp_path):
     assert identity_of(here, {"/her": "AUDIO"}) == identity_of(here, {})
 
 
+def test_a_run_on_other_recordings_is_another_run(tmp_path):
+    (tmp_path / "voices").mkdir()
+    data = SweepData({}, (), {}, {str(tmp_path): "AUDIO"}, (), tmp_path / "work" / "data")
+    settings = {"data.train_clean": [str(tmp_path / "voices")], "data.train_noisy": [str(data.folder / "noisy")]}
+    spec = Spec(rows=(Row("one", settings),), reference="one")
+
+    def known():
+        (run,) = plan_runs(spec, "mine.yaml", Config(), {"one": settings}, (0,), data, tmp_path / "work", {})
+        return run.folder.name
+
+    (tmp_path / "voices" / "a.wav").write_bytes(b"1")
+    first = known()
+    (tmp_path / "voices" / "b.wav").write_bytes(b"1")
+    second = known()
+    (tmp_path / "voices" / "b.wav").unlink()
+    assert second != first == known()
+
+
 def test_what_a_run_is_known_by_does_not_change_with_versions():
     # Runs that people have lie in folders of these names.
     assert identity_of(Config(), {}) == "44136fa355"

@@ -26,6 +26,9 @@ def test_every_shipped_spec_resolves_under_both_budgets(name, budget):
         ("grid: {model.norm: []}", "must be a list of values"),
         ("title: nothing", "give either rows or grid"),
         ("reference: none\ngrid: {model.layers: [1, 2]}", "must be a row"),
+        ("seeds: [-1]\ngrid: {model.layers: [1, 2]}", r"seeds=\[-1\]: must not be negative"),
+        ("grid: {train.seed: [1, 2]}", "train.seed: every row is trained with all seeds"),
+        ("title: a\ngrid: {model.layers: [1, 2]}\ntitle: b", "has the key title a second time"),
     ],
 )
 def test_faults_of_a_spec_are_told_in_words(tmp_path, text, message):

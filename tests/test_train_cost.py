@@ -43,6 +43,13 @@ def test_largest_batch_by_proportion():
     assert train_cost._largest_batch(memory, 1.0, 8, 4, 1) == 0
 
 
+def test_a_training_by_the_clock_takes_no_more_steps_than_fit():
+    for minutes, steps in ((0, 1000), (1, 120), (100, 1000)):
+        assert train_cost._planned_steps(TrainConfig(steps=1000, minutes=minutes), None, 0.5) == steps
+    assert train_cost._planned_steps(TrainConfig(minutes=1), None, 0.5) is None
+    assert train_cost._planned_steps(TrainConfig(minutes=1, epochs=3), 10, 0.5) == 30
+
+
 def test_bare_step_trains():
     step = train_cost.BareStep(CONFIG)
     before = jax.device_get(step.state.params)

@@ -11,7 +11,7 @@ import pytest
 from training_runs import ROOT, SMALL, newest, write_pairs
 
 from saf_jax import audio, parallel, training
-from saf_jax.checkpoint import load_best
+from saf_jax.checkpoint import load_best, read_run_config
 from saf_jax.config import load_config
 from saf_jax.data import pipeline
 from saf_jax.enhancement import Enhancer
@@ -132,6 +132,14 @@ def test_workdir_of_another_config_is_refused(data, tmp_path, monkeypatch):
     assert len(closed) == 1
 
 
+def test_a_start_that_failed_keeps_no_workdir(data, tmp_path):
+    wrong = load_config("paper", [*SMALL, *data, "train.steps=1", "train.init_from=saf-tinyy"])
+    with pytest.raises(UserError, match="saf-tinyy"):
+        train_and_evaluate(wrong, tmp_path, quiet=True)
+    train_and_evaluate(load_config("paper", [*SMALL, *data, "train.steps=1", "train.seed=3"]), tmp_path, quiet=True)
+    assert read_run_config(tmp_path).train.seed == 3
+
+
 def test_batch_size_that_the_devices_cannot_share(data, tmp_path):
     config = load_config("paper", [*SMALL, *data, "train.batch_size=12"])
     with pytest.raises(UserError, match="8 or 16"):
@@ -148,8 +156,8 @@ def test_missing_folder_is_named_before_anything_is_written(data, tmp_path, miss
 
 
 def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, tmp_path):
-    # An infinite learning rate makes the parameters NaN in the first step; every later gradient is NaN.
-    settings = ["train.steps=100", "train.validate_every=100", "train.log_every=3", "train.learning_rate=.inf"]
+    # Such a learning rate takes the parameters beyond float32 in the first step; every later gradient is NaN.
+    settings = ["train.steps=100", "train.validate_every=100", "train.log_every=3", "train.learning_rate=1e38"]
     config = load_config("paper", [*SMALL, *data, *settings])
     with pytest.raises(UserError, match="no usable gradient"):
         train_and_evaluate(config, tmp_path, quiet=True)

@@ -74,6 +74,10 @@ class PairedExamples:
     def __len__(self) -> int:
         return len(self._crops)
 
+    def fingerprint(self) -> str:
+        """Changes with the recordings."""
+        return f"{self._clean.fingerprint()}-{self._noisy.fingerprint()}"
+
     def make(self, position: int, number: int) -> Example:
         """Example `number` of an epoch, at `position` of the endless sequence."""
         rng = np.random.default_rng([self._seed, 1, position])
@@ -112,6 +116,10 @@ class MixedExamples:
 
     def __len__(self) -> int:
         return len(self._crops)
+
+    def fingerprint(self) -> str:
+        """Changes with the recordings."""
+        return "-".join(pool.fingerprint() for pool in (self._speech, self._noise, self._rooms))
 
     def make(self, position: int, number: int) -> Example:
         """Example `number` of an epoch, at `position` of the endless sequence."""

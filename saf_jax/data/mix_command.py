@@ -148,7 +148,7 @@ def _check(settings: MixSettings) -> None:
         raise UserError("--snr: name at least one ratio in dB, such as -5,0,5,10")
     if len(set(settings.snr_db)) < len(settings.snr_db):
         raise UserError("--snr: names a ratio twice: name each once")
-    if settings.files < 0 or settings.seed < 0 or settings.early_ms < 0:
+    if settings.files < 0 or settings.seed < 0 or not 0 <= settings.early_ms < math.inf:
         raise UserError("--files, --seed and --early-ms must not be negative")
     if not 1000 <= settings.sample_rate_hz <= 192000:
         raise UserError(f"--rate {settings.sample_rate_hz}: must lie between 1000 and 192000 Hz")

@@ -110,6 +110,7 @@ class Batches:
         self._workers = config.data.workers
         self._identity = {
             "examples": len(self._examples),
+            "recordings": self._examples.fingerprint(),
             "seed": config.train.seed,
             "batch_size": config.train.batch_size,
         }
@@ -127,11 +128,11 @@ class Batches:
         # Arrays from workers lie in shared memory that is freed late: copies of our own cost little.
         return {name: np.array(value) for name, value in batch.items()} if self._workers else batch
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, int | str]:
         """What `set_state` needs to go on after the last batch taken; JSON-able."""
         return {"next_batch": self._next_batch, **self._identity}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, int | str]) -> None:
         """Goes on where `get_state` was called, whatever the number of workers then and now.
 
         Raises:

@@ -89,6 +89,11 @@ class Recordings:
     def __len__(self) -> int:
         return len(self.files)
 
+    def fingerprint(self) -> str:
+        """Changes with the files' names, order and lengths, not with the folders that they lie in."""
+        listing = [[file.name, length] for file, length in zip(self.files, self.lengths.tolist())]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
     @property
     def cached(self) -> bool:
         """True if reading needs no decoding."""

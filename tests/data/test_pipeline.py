@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,17 @@ def test_state_of_other_data_is_refused(pair_config):
     for override in ("train.seed=5", "data.crop_seconds=0.5", "train.batch_size=2"):
         with pytest.raises(UserError, match=r"training data differ from the checkpoint's"):
             training_batches(pair_config(override)).set_state(state)
+
+
+def test_state_of_other_recordings_is_refused(mix_config, pools, tmp_path):
+    state = training_batches(mix_config()).get_state()
+    noise = tmp_path / "noise"
+    shutil.copytree(pools / "noise", noise)
+    moved = mix_config(f"data.train_noise={noise}")
+    training_batches(moved).set_state(state)
+    (noise / "n0.wav").rename(noise / "n9.wav")
+    with pytest.raises(UserError, match=r"training data differ from the checkpoint's \(recordings: "):
+        training_batches(moved).set_state(state)
 
 
 _KILLED = """
