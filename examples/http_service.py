@@ -4,7 +4,8 @@ python examples/http_service.py WEIGHTS [PORT]
 curl --data-binary @noisy.wav -H 'Content-Type: audio/wav' http://127.0.0.1:8000/enhance -o clean.wav
 
 Errors are one line of text: 400 not readable as audio, 408 sent too slowly, 413 too large or too long, 415 another kind
-of content, 503 too busy or too slow. GET /health answers "ok". For TLS and several hosts put a proxy in front.
+of content, 500 a fault of this machine (told on stderr), 503 too busy or too slow. GET /health answers "ok". For TLS
+and several hosts put a proxy in front.
 """
 
 import asyncio
@@ -58,8 +59,11 @@ def enhanced(enhancer: saf_jax.Enhancer, body: bytes, deadline: float) -> bytes:
                     raise outcome.error
         except UserError as error:
             line = " ".join(str(error).splitlines())
-            # What names the body is the sender's to mend; a full disk is not.
-            raise HTTPException(400 if line.startswith("body:") else 500, line) from error
+            # What names the body is the sender's to mend; a full disk is not, and where it lies is not theirs to know.
+            if line.startswith("body:"):
+                raise HTTPException(400, line) from error
+            print(f"error: {line}", file=sys.stderr)
+            raise HTTPException(500, "the recording could not be enhanced here: try again later") from error
         return target.read_bytes()
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,15 +20,32 @@ SUFFIXES = frozenset(
 """The file name endings that folder listings take for audio."""
 
 
-# The containers that go by one ending, the usual one first.
+_RIFF = ("WAV", "WAVEX", "RF64")
+# The containers that go by one ending, the usual one first; other endings are soundfile's names themselves.
 _CONTAINERS = {
-    ".wav": ("WAV", "WAVEX", "RF64"),
+    ".wav": _RIFF,
+    ".wave": _RIFF,
+    ".bwf": _RIFF,
     ".aif": ("AIFF",),
     ".aifc": ("AIFF",),
     ".oga": ("OGG",),
     ".opus": ("OGG",),
     ".raw": ("RAW",),
+    ".snd": ("AU",),
+    ".sph": ("NIST",),
+    ".nist": ("NIST",),
+    ".sf": ("IRCAM",),
+    ".ircam": ("IRCAM",),
+    ".iff": ("SVX", "AIFF"),
+    ".svx": ("SVX",),
+    ".mat": ("MAT5", "MAT4"),
+    ".voc": ("VOC",),
 }
+# Endings of audio that libsndfile does not write, or in two files (sd2): an output of such a name is meant to be a
+# file, not a folder.
+_FOREIGN = frozenset(
+    {".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm", ".weba", ".mka", ".mp2", ".amr", ".ac3", ".ape", ".sd2", ".wv"}
+)
 # A thousand years at 192 kHz: libsndfile's word for "unknown" is larger.
 _MOST_SAMPLES = 1 << 52
 
@@ -104,9 +121,12 @@ def opened(path: str | os.PathLike, name: str = "", **raw: Any) -> Iterator["sou
     try:
         if not path.exists():
             raise UserError(f"{name}: no such file: check the path")
+        if path.is_fifo():
+            raise UserError(f"{name}: is a pipe, not a file: send it to stdin, which saf-jax enhance knows as -")
         if path.stat().st_size == 0:
             raise UserError(f"{name}: the file is empty (0 bytes): record or copy it again")
-        with soundfile.SoundFile(path, **raw) as file:
+        # Bytes, since names need not be UTF-8.
+        with soundfile.SoundFile(os.fsencode(path), **raw) as file:
             if file.frames > _MOST_SAMPLES:
                 raise UserError(f"{name}: its header does not say how long it is: convert it to wav, or to flac anew")
             yield file
@@ -194,7 +214,9 @@ def write(path: str | os.PathLike, audio: Audio) -> int:
     clipped = 0 if is_float else int(np.count_nonzero(np.abs(audio.samples) > 1.0))
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, audio.samples, audio.sample_rate_hz, subtype=subtype, format=container)
+            soundfile.write(
+                os.fsencode(temporary), audio.samples, audio.sample_rate_hz, subtype=subtype, format=container
+            )
         except soundfile.LibsndfileError as error:
             reason = str(error.error_string).rstrip(". ")
             raise UserError(f"{path}: cannot be written ({reason}): check the format and the free space") from error
@@ -211,17 +233,38 @@ def choose_container(path: Path, container: str, subtype: str) -> tuple[str, str
     """
     import soundfile
 
-    suffix = path.suffix.lower()
-    choices = _CONTAINERS.get(suffix, (suffix[1:].upper(),))
+    choices = containers_of(path)
     if container not in choices:
         container = choices[0]
-    if container not in soundfile.available_formats():
-        raise UserError(f"{path}: {path.suffix or 'a name without ending'!r} is no audio format: use .wav or .flac")
-    if suffix == ".opus":
+    if path.suffix.lower() == ".opus":
         subtype = "OPUS"
-    elif not soundfile.check_format(container, subtype):
+    # libsndfile takes MPEG layers for formats of wav as well, and for layers I and II of mp3, yet writes none of them.
+    elif subtype.startswith("MPEG_LAYER") or not soundfile.check_format(container, subtype):
         subtype = soundfile.default_subtype(container)
     return container, subtype
+
+
+def containers_of(path: Path) -> tuple[str, ...]:
+    """The containers, as soundfile names them, that can be written under a name: the usual one first.
+
+    Raises:
+      UserError: the name's ending is not an audio format, or one that can only be read.
+    """
+    import soundfile
+
+    suffix = path.suffix.lower()
+    choices = _CONTAINERS.get(suffix, (suffix[1:].upper(),))
+    if suffix in _FOREIGN or choices[0] not in soundfile.available_formats():
+        raise UserError(
+            f"{path}: {path.suffix or 'a name without ending'!r} is no audio format that can be written: "
+            "use .wav or .flac"
+        )
+    return choices
+
+
+def names_audio(path: Path) -> bool:
+    """True if a name ends like that of an audio file, also of one that cannot be written."""
+    return path.suffix.lower() in SUFFIXES | _CONTAINERS.keys() | _FOREIGN
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
@@ -234,7 +277,7 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 def list_audio(folder: str | os.PathLike) -> list[Path]:
-    """All audio files below a folder, sorted; hidden files are passed over.
+    """All audio files below a folder, sorted; hidden files and folders are passed over, links followed.
 
     Raises:
       UserError: no such folder, or no audio file in it.
@@ -244,14 +287,47 @@ def list_audio(folder: str | os.PathLike) -> list[Path]:
         raise UserError(f"{folder}: no such folder: check the path")
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file where a folder of audio files is needed")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    found = sorted(path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise UserError(f"{folder}: holds no audio file ({', '.join(sorted(SUFFIXES))})")
     return found
+
+
+def _visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Whatever is no folder and not hidden; a link to a folder that holds it is not followed, nor what may not be read.
+
+    Args:
+      folder: where to look.
+      above: real paths of the folders that led here.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            # `Path.is_dir` also answers for links in a circle; the entry itself knows without asking the disk.
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():
+                yield from _visible_files(path, (*above, real))
+            else:
+                yield path
+
+
+def named_files(folder: str | os.PathLike) -> dict[str, Path]:
+    """All audio files below a folder by their relative names without ending.
+
+    Raises:
+      UserError: no such folder, no audio file in it, or two of one name.
+    """
+    named: dict[str, Path] = {}
+    for path in list_audio(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in named:
+            raise UserError(f"{path} and {named[name]}: have the same name without ending: remove one")
+        named[name] = path
+    return named
 
 
 def list_pairs(clean_folder: str | os.PathLike, noisy_folder: str | os.PathLike) -> list[Pair]:
@@ -264,18 +340,7 @@ def list_pairs(clean_folder: str | os.PathLike, noisy_folder: str | os.PathLike)
       UserError: a folder is missing or empty, a file has no partner, or two of a folder have one name; names the
         first such file.
     """
-
-    def by_name(folder: str | os.PathLike, files: Iterable[Path]) -> dict[str, Path]:
-        named: dict[str, Path] = {}
-        for path in files:
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in named:
-                raise UserError(f"{path} and {named[name]}: have the same name without ending: remove one")
-            named[name] = path
-        return named
-
-    clean = by_name(clean_folder, list_audio(clean_folder))
-    noisy = by_name(noisy_folder, list_audio(noisy_folder))
+    clean, noisy = named_files(clean_folder), named_files(noisy_folder)
     for mine, theirs, other in ((clean, noisy, noisy_folder), (noisy, clean, clean_folder)):
         if alone := sorted(mine.keys() - theirs.keys()):
             more = f" ({len(alone)} such files)" if len(alone) > 1 else ""

@@ -1,6 +1,7 @@
 """Audio files piece by piece: recordings of any length at bounded memory."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -134,6 +135,7 @@ class Writer:
     Attributes:
       clipped: number of samples so far that were beyond full scale and that the format clips.
       peak: the largest magnitude so far.
+      lost_texts: names of the text fields that the format does not take.
     """
 
     def __init__(self, file: "soundfile.SoundFile"):
@@ -141,6 +143,16 @@ class Writer:
         self._clips = file.subtype not in ("FLOAT", "DOUBLE")
         self.clipped = 0
         self.peak = 0.0
+        self.lost_texts: list[str] = []
+
+    def set_text(self, name: str, text: str) -> None:
+        """Sets one of soundfile's text fields, before the samples; a format without texts is no reason to fail."""
+        import soundfile
+
+        try:
+            setattr(self._file, name, text)
+        except soundfile.LibsndfileError:
+            self.lost_texts.append(name)
 
     def write(self, samples: np.ndarray) -> None:
         """Appends float32 [n, channels]."""
@@ -197,7 +209,7 @@ def writing(
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
-                temporary,
+                os.fsencode(temporary),
                 "w",
                 samplerate=file_format.sample_rate_hz,
                 channels=file_format.channels,
@@ -205,9 +217,10 @@ def writing(
                 subtype=file_format.subtype,
                 endian=file_format.endian,
             ) as file:
+                writer = Writer(file)
                 for name, text in texts.items():
-                    setattr(file, name, text)
-                yield Writer(file)
+                    writer.set_text(name, text)
+                yield writer
         except soundfile.LibsndfileError as error:
             reason = str(error.error_string).rstrip(". ") or "this format does not take this rate or so many channels"
             raise UserError(f"{path}: cannot be written ({reason}): check the format and the free space") from error

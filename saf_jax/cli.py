@@ -1,6 +1,7 @@
 """The command line: `saf-jax X`, `python -m saf_jax X`, and the scripts `train.py` and `eval.py`."""
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from saf_jax.errors import UserError
+from saf_jax.files import explain_os_error
 from saf_jax.jax_defects import avoid_fft_deadlock
 
 # Each module offers `add_arguments(parser)` and `run(args) -> exit status`. It is imported only when its command is
@@ -27,6 +29,9 @@ COMMANDS = {
     "mix": ("saf_jax.data.mix_command", "write a fixed test set of speech in noise at stated ratios"),
     "demo": ("saf_jax.demo", "the whole job on an embedded corpus: train, evaluate, enhance"),
 }
+
+# What only writing meets.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -48,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       Exit status: 0 success, 1 some of the files failed, 2 a user's error, told in one line on stderr, 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
     parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
     args = parser.parse_args(argv)
     if args.version:
@@ -62,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = importlib.import_module(COMMANDS[args.command][0]).run(args)
         # Buffered output meets a closed pipe when it is flushed: here, not at the interpreter's exit.
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except UserError as error:
         # One line whatever the message holds: names of files may contain line breaks.
@@ -72,9 +79,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error; keep the interpreter from flushing into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away (`| head`): not an error.
+        _let_go_of_stdout()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        # Files are written under guards of their own, which make it a `UserError`: this is what stdout goes to.
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _let_go_of_stdout()
+        print(f"error: cannot write the output: {explain_os_error(error)}", file=sys.stderr)
+        return 2
+
+
+def _print_anything() -> None:
+    """Lets names of files that are not UTF-8, and signs that a terminal's encoding lacks, be printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_stdout() -> None:
+    """Keeps the interpreter from flushing, at its exit, what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

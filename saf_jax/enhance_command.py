@@ -101,17 +101,21 @@ def _run_pipe(args: argparse.Namespace, treatment: Treatment, raw: AudioFormat |
     to_stdout = args.out in (None, "-")
     if to_stdout:
         check_stdout()
-    elif Path(args.out).suffix.lower() not in audio.SUFFIXES and raw is None:
+    elif not audio.names_audio(Path(args.out)):
         raise UserError(f"{args.out}: what comes on stdin needs a file to go to: name one that ends in .wav or .flac")
     elif Path(args.out).exists() and not args.overwrite:
         raise UserError(f"{args.out}: exists already: use --overwrite or another output")
     with tempfile.TemporaryDirectory(prefix="saf_jax.") as name:
         folder = Path(name)
         target = folder / ("out.wav" if raw is None else "out.raw") if to_stdout else Path(args.out)
+        audio.containers_of(target)
         if args.inputs == ["-"]:
             job = Job(spool_stdin(folder, raw), target)
         else:
-            (job,) = (Job(job.recording, target) for job in plan_jobs(args.inputs, target))
+            planned = plan_jobs(args.inputs, folder)
+            if len(planned) > 1:
+                raise UserError(f"-: stdout takes one recording, {args.inputs[0]} holds {len(planned)}: use -o FOLDER")
+            job = Job(planned[0].recording, target)
         _enhance(args.weights, [job], treatment, "stdout" if to_stdout else "")
         if to_stdout:
             copy_to_stdout(target)

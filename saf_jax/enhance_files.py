@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saf_jax import parallel
+from saf_jax.audio import containers_of
 from saf_jax.audio_blocks import AudioFormat, Recording, output_format, read_format, read_pieces, writing
 from saf_jax.enhance_jobs import Job, back_up
 from saf_jax.errors import UserError
@@ -140,6 +141,8 @@ def enhance_files(
     group: list[_Prepared] = []
     for job in jobs:
         try:
+            # Before the work: the ending of the recording's own name may be one that can only be read.
+            containers_of(job.target)
             found = survey(job.recording, enhancer)
             if not found.distinct:
                 yield _copy_silence(job, found, progress)
@@ -225,7 +228,7 @@ def _write(job: Job, found: Survey, pieces: Iterable[np.ndarray], progress: Prog
     if len(found.columns) > 1:
         told.append(f"{len(found.columns)} channels")
     target = output_format(job.target, given, found.samples)
-    if target.container == "RF64" != given.container:
+    if target.container == "RF64" != given.container and job.target.suffix.lower() != ".rf64":
         told.append("written as RF64, since wav ends at 4 GB")
 
     def finish(temporary: Path) -> None:
@@ -245,6 +248,8 @@ def _write(job: Job, found: Survey, pieces: Iterable[np.ndarray], progress: Prog
             padded = np.pad(piece, [(0, 0), (0, 1)])
             writer.write(padded[:, places])
             progress(len(piece) / given.sample_rate_hz)
+    if writer.lost_texts:
+        told.append(f"{', '.join(writer.lost_texts)} not kept: {target.container} files hold no text")
     if writer.clipped:
         over = 20 * np.log10(writer.peak)
         told.append(f"{writer.clipped} samples clipped at full scale, which the loudest exceeds by {over:.1f} dB")

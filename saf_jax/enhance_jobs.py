@@ -45,15 +45,18 @@ def plan_jobs(inputs: Iterable[str], out: Path) -> list[Job]:
 
     Args:
       inputs: files, folders (all audio files below them) or patterns with `*`, `?`, `[...]` and `**`.
-      out: the output folder, or a file if there is a single input file and `out` ends like an audio file. Where the
-        folder lies inside an input folder, what is in it is not read.
+      out: the output folder, or, if it ends like an audio file and is no folder, the output of a single input file.
+        Where the folder lies inside an input folder, what is in it is not read.
 
     Raises:
-      UserError: a missing input, two inputs with one output, or an output that would replace its own input.
+      UserError: a missing input, two inputs with one output, an output that would replace its own input, or the name
+        of a file where a folder is needed or that cannot be written.
     """
     inputs = list(inputs)
-    to_file = out.suffix.lower() in audio.SUFFIXES and not out.is_dir()
-    if len(inputs) == 1 and to_file and not Path(inputs[0]).is_dir() and not _is_pattern(inputs[0]):
+    if audio.names_audio(out) and not out.is_dir():
+        if len(inputs) > 1 or Path(inputs[0]).is_dir() or _is_pattern(inputs[0]):
+            raise UserError(f"{out}: is named like a file, and more than one may come: name a folder with -o")
+        audio.containers_of(out)
         found = [_Found(_existing(inputs[0]), Path())]
     else:
         found = [item for name in inputs for item in _expand(name, out)]

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from saf_jax.audio_blocks import AudioFormat, Recording
 from saf_jax.errors import UserError
@@ -37,22 +38,31 @@ def raw_format(rate: int | None, name: str | None, channels: int | None) -> Audi
     return AudioFormat(rate, channels or 1, "RAW", RAW_FORMATS[name or "s16"], "LITTLE")
 
 
+def stdin_bytes() -> BinaryIO:
+    """What comes on stdin; raises `UserError` if it is closed."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed: send a recording to it, or name a file")
+    return sys.stdin.buffer
+
+
 def spool_stdin(folder: Path, raw: AudioFormat | None) -> Recording:
     """Writes all that comes on stdin to a file.
 
     Raises:
       UserError: nothing came, or there is no space for it.
     """
-    path = folder / "stdin"
+    path, came = folder / "stdin", stdin_bytes()
     with user_errors(path), path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        shutil.copyfileobj(came, file, 1 << 20)
     if path.stat().st_size == 0:
         raise UserError("stdin: nothing came: check the command before the pipe")
     return Recording(path, "stdin", raw, from_pipe=True)
 
 
 def check_stdout() -> None:
-    """Raises `UserError` if audio would be written to a terminal."""
+    """Raises `UserError` if audio would be written to a terminal, or to nothing."""
+    if sys.stdout is None:
+        raise UserError("stdout is closed: send it to a program or a file, or name a file with -o")
     if sys.stdout.isatty():
         raise UserError("stdout is a terminal: send it to a program or a file, or name a file with -o")
 

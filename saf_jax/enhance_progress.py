@@ -35,7 +35,7 @@ class EnhanceProgress:
             console=console,
             disable=not shown,
             # Lines go above the bar where both are on the terminal; a file or pipe on stdout gets its lines itself.
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             transient=True,
             speed_estimate_period=120,
         )

@@ -13,7 +13,7 @@ from saf_jax import audio, tables
 from saf_jax.composite_measures import CompositeScale
 from saf_jax.data import progress_bar
 from saf_jax.errors import UserError
-from saf_jax.evaluation_inputs import command_line, find_conditions, suspicions
+from saf_jax.evaluation_inputs import check_names, command_line, find_conditions, suspicions
 from saf_jax.evaluation_sources import EnhancedByNetwork, EnhancedFolder, Track
 from saf_jax.evaluation_summary import closing_lines, origin, summarise, trim_remark, write_summary
 from saf_jax.files import make_folder
@@ -128,9 +128,10 @@ def evaluate(
     clean, noisy, out = Path(clean), Path(noisy), Path(out)
     jobs = jobs or usable_cores()
     pairs = audio.list_pairs(clean, noisy)
+    check_names(path for pair in pairs for path in (pair.clean, pair.noisy))
     known, remarks = find_conditions(pairs, clean, noisy, log_file, manifest)
     remarks += suspicions(clean, noisy, pairs)
-    source = EnhancedFolder(enhanced, pairs) if weights is None else EnhancedByNetwork(weights, out, keep_audio)
+    source = EnhancedFolder(enhanced, pairs) if weights is None else EnhancedByNetwork(weights, pairs, out, keep_audio)
     remarks += source.remarks
     for remark in remarks:
         _say(f"warning: {remark}", quiet)

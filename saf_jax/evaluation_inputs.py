@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,15 @@ _SWAP_SAMPLE_FILES = 10
 _SWAP_MARGIN_DB = 1.0
 
 
+def check_names(files: Iterable[Path]) -> None:
+    """Raises `UserError` for a file whose name is not UTF-8: what is written about it is."""
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path}: its name is not UTF-8, as results need it: rename it") from error
+
+
 def match_enhanced(folder: Path, pairs: Sequence[audio.Pair]) -> tuple[dict[str, Path], list[str]]:
     """Finds the enhanced file of each pair.
 
@@ -26,9 +35,9 @@ def match_enhanced(folder: Path, pairs: Sequence[audio.Pair]) -> tuple[dict[str,
       Paths by name of the pair (pairs without such a file are left out), and remarks.
 
     Raises:
-      UserError: no such folder, or none of its files belongs to a pair.
+      UserError: no such folder, two of its files have one name, or none of them belongs to a pair.
     """
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in audio.list_audio(folder)}
+    found = audio.named_files(folder)
     names = {pair.name for pair in pairs}
     matched = {name: path for name, path in found.items() if name in names}
     if not matched:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,6 +77,21 @@ def output_path(folder: Path, file: str) -> Path:
     return folder / f"{file}.wav"
 
 
+def check_targets(pairs: Sequence[audio.Pair], folder: Path) -> None:
+    """Raises `UserError` if `enhance_pairs` would replace what it did not make, or write among its inputs."""
+    record, inside = _read_record(folder / _RECORD), folder.resolve()
+    for pair in pairs:
+        for given in (pair.clean, pair.noisy):
+            if given.resolve().is_relative_to(inside):
+                raise UserError(f"{given}: lies where enhanced files are written: take another folder for --out")
+        target = output_path(folder, pair.name)
+        if pair.name not in record and os.path.lexists(target):
+            raise UserError(
+                f"{target}: was not made by an earlier call ({_RECORD} beside it does not name it): "
+                "move it, or take another folder for --out"
+            )
+
+
 def enhance_pairs(
     network: Network, pairs: Sequence[audio.Pair], folder: Path, clock: Clock, enhancer: Callable | None = None
 ) -> Iterator[Enhanced]:
@@ -106,8 +122,10 @@ def enhance_pairs(
         from saf_jax.enhancement import Enhancer
 
         enhancer = Enhancer(network.config, network.variables)
-    # A file that is about to be replaced must not keep the old claim, should this process die on the way.
-    if any([record.pop(pair.name, None) for pair in missing]):
+    # Should this process die on the way: what is about to be replaced must not keep the old claim, and what is written
+    # by then must be known as made here.
+    if missing:
+        record |= {pair.name: "" for pair in missing}
         write_json(record_path, record)
     for start in range(0, len(missing), _BATCH_FILES):
         signals, entries = {}, []

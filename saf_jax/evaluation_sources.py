@@ -51,15 +51,17 @@ class EnhancedFolder:
 class EnhancedByNetwork:
     """Files that a network makes, in `enhanced` of the results folder; attributes as those of `EnhancedFolder`."""
 
-    def __init__(self, weights: str | os.PathLike, out: Path, keep_audio: bool):
+    def __init__(self, weights: str | os.PathLike, pairs: Sequence[audio.Pair], out: Path, keep_audio: bool):
         from saf_jax.config import config_to_dict
-        from saf_jax.evaluation_network import Clock, load_network
+        from saf_jax.evaluation_network import Clock, check_targets, load_network
         from saf_jax.info import describe
 
-        self._network, self._clock = load_network(os.fspath(weights)), Clock()
         self._made = out / ("enhanced" if keep_audio else ".enhanced")
+        check_targets(pairs, self._made)
+        self._network, self._clock = load_network(os.fspath(weights)), Clock()
         self.folder = self._made if keep_audio else None
-        self.name = Path(weights).stem
+        # Not `stem`: what follows the dot in runs/lr0.001 is no ending.
+        self.name = Path(os.path.abspath(weights)).name.removesuffix(".safetensors")
         self.remarks: list[str] = []
         described = describe(self._network.config)
         self.facts = {

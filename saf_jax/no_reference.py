@@ -14,6 +14,7 @@ import numpy as np
 from saf_jax import audio, tables
 from saf_jax.data.active_level import active_level_db
 from saf_jax.errors import UserError
+from saf_jax.evaluation_inputs import check_names
 from saf_jax.files import make_folder, write_text
 from saf_jax.results import write_json
 
@@ -122,10 +123,18 @@ def run(args: argparse.Namespace) -> int:
     for name in ("clean", "noisy", "log_file", "manifest"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} needs references: leave it out with --no-reference")
+    for option, given in (
+        ("--no-audio", args.no_audio),
+        ("--composite-scale", args.composite_scale != "standard"),
+        ("--name", args.name is not None),
+    ):
+        if given:
+            raise UserError(f"{option} is of no use here: leave it out with --no-reference")
     if args.weights is not None and args.out is None:
         raise UserError("--out is missing: --weights writes enhanced files there")
     folder = Path(args.no_reference)
-    before = {path.relative_to(folder).with_suffix("").as_posix(): path for path in audio.list_audio(folder)}
+    before = audio.named_files(folder)
+    check_names(before.values())
     after, failures = _after(args, before)
     rows: dict[str, dict[str, Estimates]] = {}
     for file, path in before.items():
@@ -155,17 +164,18 @@ def run(args: argparse.Namespace) -> int:
 def _after(args: argparse.Namespace, before: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, str]]:
     """The enhanced versions, and reasons for those that are missing; both empty if none are wanted."""
     if args.weights is not None:
-        from saf_jax.evaluation_network import Clock, enhance_pairs, load_network, output_path
+        from saf_jax.evaluation_network import Clock, check_targets, enhance_pairs, load_network, output_path
 
-        made = make_folder(args.out) / "enhanced"
+        made = Path(args.out) / "enhanced"
         pairs = [audio.Pair(file, path, path) for file, path in before.items()]
+        check_targets(pairs, made)
         outcomes = list(enhance_pairs(load_network(args.weights), pairs, made, Clock()))
         failures = {outcome.file: outcome.failure for outcome in outcomes if outcome.failure}
         return {file: output_path(made, file) for file in before if file not in failures}, failures
     if args.enhanced is None:
         return {}, {}
     folder = Path(args.enhanced)
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in audio.list_audio(folder)}
+    found = audio.named_files(folder)
     if not found.keys() & before.keys():
         raise UserError(f"{folder}: no file is named like one in {args.no_reference}: give files of the same names")
     missing = {file: f"{folder / file}: no such enhanced file" for file in before.keys() - found.keys()}

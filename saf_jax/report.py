@@ -1,6 +1,7 @@
 """`saf-jax report FOLDER`: one self-contained HTML page about an evaluation or a run, to look at and listen to."""
 
 import argparse
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,8 +160,10 @@ def _examples(results: Results, count: int) -> list[dict[str, Any]]:
     """The chosen files with pictures and sound."""
     found = {}
     for side in _SIDES:
-        folder = results.summary["folders"].get(side)
-        paths = audio.list_audio(folder) if folder and Path(folder).is_dir() and any(Path(folder).iterdir()) else []
+        folder, paths = results.summary["folders"].get(side), []
+        # A folder that is gone, or whose recordings are, is said on the page.
+        with contextlib.suppress(UserError):
+            paths = audio.list_audio(folder) if folder else []
         found[side] = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     chosen = choose([file for file in results.files if not file.failed], count)
     return [

@@ -9,12 +9,14 @@ import numpy as np
 
 from saf_jax.audio_blocks import AudioFormat
 from saf_jax.enhance_command import treatment_of
-from saf_jax.enhance_pipes import check_stdout, raw_format
+from saf_jax.enhance_pipes import check_stdout, raw_format, stdin_bytes
 from saf_jax.errors import UserError
 from saf_jax.recomposition import Recomposer
 
 # Sizes in headers from programs that do not know how much will come.
 _UNKNOWN = 0xFFFF_FFFF
+# Beyond any scale that samples come in, and small enough for powers in float32.
+_LOUDEST = 1e12
 # What a header may hold before its samples.
 _LONGEST_HEADER = 1 << 20
 _WAV_SUBTYPES = {
@@ -62,6 +64,7 @@ def run_stream(args: argparse.Namespace) -> int:
         raise UserError("--stream: works from stdin to stdout: saf-jax enhance - --stream")
     treatment, form = treatment_of(args), raw_format(args.raw_rate, args.raw_format, args.raw_channels)
     check_stdout()
+    given = stdin_bytes()
 
     from saf_jax.enhancement import Enhancer
     from saf_jax.jit_cache import use_compilation_cache
@@ -75,7 +78,7 @@ def run_stream(args: argparse.Namespace) -> int:
     enhancer, hop = Enhancer(config, variables), config.stft.hop_samples
     size = None
     if form is None:
-        start = read_wav_start(sys.stdin.buffer)
+        start = read_wav_start(given)
         form, size = start.format, start.size
         sys.stdout.buffer.write(wav_start(start))
         sys.stdout.buffer.flush()
@@ -87,15 +90,22 @@ def run_stream(args: argparse.Namespace) -> int:
     notes = [f"{latency:g} ms behind", *recomposer.notes()]
     print(f"stdin: {form.sample_rate_hz} Hz, {form.channels} channels ({'; '.join(notes)})", file=sys.stderr)
 
+    replaced = 0
+
     def network_input() -> Iterator[np.ndarray]:
-        for samples in read_samples(sys.stdin.buffer, form, size):
-            yield recomposer.take(samples)
+        nonlocal replaced
+        for samples in read_samples(given, form, size):
+            usable, bad = mend(samples)
+            replaced += bad
+            yield recomposer.take(usable)
         yield recomposer.take(np.zeros((0, form.channels), np.float32), last=True)
 
     clipped = 0
     for enhanced in enhancer.blocks(network_input(), block_samples=hop):
         clipped += write_samples(sys.stdout.buffer, recomposer.give(enhanced), form)
     clipped += write_samples(sys.stdout.buffer, recomposer.end(), form)
+    if replaced:
+        print(f"stdin: {replaced} samples NaN, infinite or beyond all scales, replaced by 0", file=sys.stderr)
     if clipped:
         print(f"stdout: {clipped} samples clipped at full scale", file=sys.stderr)
     return 0
@@ -165,6 +175,17 @@ def read_samples(stream: BinaryIO, form: AudioFormat, size: int | None) -> Itera
         rest = rest[whole:]
 
 
+def mend(samples: np.ndarray) -> tuple[np.ndarray, int]:
+    """The same samples with 0 for those that are no numbers or absurdly large, and how many these are.
+
+    The running level never forgets a power that is not finite: one such sample would silence all that follow.
+    """
+    # False for NaN as well.
+    good = np.abs(samples) <= _LOUDEST
+    bad = good.size - int(np.count_nonzero(good))
+    return (np.where(good, samples, np.float32(0)) if bad else samples), bad
+
+
 def write_samples(stream: BinaryIO, samples: np.ndarray, form: AudioFormat) -> int:
     """Sends samples float32 [n, channels] on at once; returns how many an integer format had to clip."""
     data, clipped = encode(samples.reshape(-1), form.subtype)
@@ -177,7 +198,9 @@ def decode(data: bytes, subtype: str) -> np.ndarray:
     """Little-endian samples of a subtype that soundfile names -> float32 [n], full scale 1."""
     width, full = _SIZES[subtype]
     if full is None:
-        return np.frombuffer(data, f"<f{width}").astype(np.float32)
+        # What float32 cannot hold becomes infinite.
+        with np.errstate(over="ignore"):
+            return np.frombuffer(data, f"<f{width}").astype(np.float32)
     if subtype == "PCM_U8":
         return (np.frombuffer(data, np.uint8).astype(np.float32) - full) / full
     if width == 3:

@@ -1,3 +1,4 @@
+import os
 import struct
 
 import numpy as np
@@ -32,6 +33,8 @@ def bad_file(kind, folder):
         pass
     elif kind == "a folder":
         path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
     elif kind == "empty":
         path.touch()
     elif kind == "not audio":
@@ -66,6 +69,7 @@ def bad_file(kind, folder):
 BAD = {
     "missing": "no such file: check the path",
     "a folder": "is a folder where an audio file is needed",
+    "a pipe": "is a pipe, not a file: send it to stdin, which saf-jax enhance knows as -",
     "empty": "the file is empty (0 bytes)",
     "not audio": "cannot be read as audio",
     "without samples": "holds no samples",
@@ -205,7 +209,7 @@ def test_samples_beyond_full_scale_are_counted_and_clipped_by_integers_only(tmp_
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.xyz"])
 def test_an_ending_that_is_no_audio_format_is_named(tmp_path, name):
-    with pytest.raises(UserError, match=r"is no audio format: use \.wav or \.flac"):
+    with pytest.raises(UserError, match=r"is no audio format that can be written: use \.wav or \.flac"):
         audio.write(tmp_path / name, Audio(SAMPLES, 16000))
     assert list(tmp_path.iterdir()) == []
 
@@ -217,11 +221,23 @@ def test_what_a_format_cannot_hold_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_listing_finds_audio_in_all_folders_and_passes_over_the_rest(tmp_path):
-    for name in ("b.wav", "sub/a.FLAC", "notes.txt", ".hidden.wav", "sub/.c.partial.wav"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("b.wav", "sub/a.FLAC", "notes.txt", ".hidden.wav", "sub/.c.partial.wav", "sub/.Trash/deep/d.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.wav").mkdir()
     assert audio.list_audio(tmp_path) == [tmp_path / "b.wav", tmp_path / "sub/a.FLAC"]
+
+
+def test_listing_follows_links_to_folders_but_not_in_circles(tmp_path):
+    for name in ("set/a.wav", "elsewhere/sub/b.wav", ".store/c.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    root = tmp_path / "set"
+    for name, target in (("more", "../elsewhere"), ("stored", "../.store"), ("self", "self"), ("none", "nowhere")):
+        (root / name).symlink_to(target)
+    for place in (root, tmp_path / "elsewhere" / "sub"):
+        (place / "back").symlink_to(root)
+    assert audio.list_audio(root) == [root / "a.wav", root / "more/sub/b.wav", root / "stored/c.wav"]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +284,12 @@ def test_two_files_of_one_name_are_not_silently_one_pair(tmp_path):
     clean, noisy = make_pairs(tmp_path, ["a.wav", "a.flac"], ["a.wav"])
     with pytest.raises(UserError, match=r"a\.wav and .*a\.flac: have the same name"):
         audio.list_pairs(clean, noisy)
+
+
+def test_names_need_not_be_utf_8(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    assert audio.write(path, Audio(SAMPLES, 16000)) == 0
+    assert len(audio.read(path).samples) == len(SAMPLES)
 
 
 def test_real_pairs(audio_root):

@@ -112,6 +112,8 @@ def test_lossy_formats_keep_length_and_place(tmp_path, name):
         ("a.flac", AudioFormat(16000, 1, "WAV", "FLOAT"), ("FLAC", "PCM_16")),
         ("a.wav", AudioFormat(16000, 1, "OGG", "VORBIS"), ("WAV", "PCM_16")),
         ("a.wav", AudioFormat(16000, 1, "RAW", "PCM_16", "LITTLE"), ("WAV", "PCM_16")),
+        ("a.wav", AudioFormat(16000, 1, "MP3", "MPEG_LAYER_III"), ("WAV", "PCM_16")),
+        ("a.mp3", AudioFormat(16000, 1, "MP3", "MPEG_LAYER_II"), ("MP3", "MPEG_LAYER_III")),
         ("a.opus", AudioFormat(16000, 1, "OGG", "VORBIS"), ("OGG", "OPUS")),
         ("a.aif", AudioFormat(16000, 1, "AIFF", "PCM_16", "LITTLE"), ("AIFF", "PCM_16")),
     ],
@@ -121,6 +123,13 @@ def test_another_ending_is_another_format(tmp_path, name, given, wanted):
     assert (written.container, written.subtype) == wanted
     write_file(tmp_path / name, written, SAMPLES[:9600, :1])
     assert len(read_all(tmp_path / name)) == 9600
+
+
+@pytest.mark.parametrize("name", ["a.w64", "a.au"])
+def test_a_format_without_texts_is_written_without_them(tmp_path, name):
+    given = output_format(tmp_path / name, AudioFormat(16000, 2), 150000)
+    assert write_file(tmp_path / name, given, texts={"title": "T", "artist": "A"}).lost_texts == ["title", "artist"]
+    assert len(read_all(tmp_path / name)) == 150000
 
 
 def test_wav_ends_at_4_gb_and_rf64_begins(tmp_path):

@@ -91,21 +91,47 @@ def test_every_command_has_its_help(name, capsys):
     assert "usage: saf-jax" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_goes_away_is_no_error(unbuffered):
-    code = """
+PRINTING = """
 import sys, types
 from saf_jax import cli
 command = types.ModuleType("command")
 command.add_arguments = lambda parser: None
-command.run = lambda args: print("a line") or 0
+command.run = lambda args: print("a † line") or 0
 sys.modules["command"] = command
 cli.COMMANDS["try"] = ("command", "a command")
 sys.stdin.read()
 sys.exit(cli.main(["try"]))
 """
+
+
+def test_signs_that_stdout_lacks_are_escaped():
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", PRINTING], input=b"", capture_output=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a \\u2020 line\n", b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_one_line(unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTING], input=b"", stdout=full, stderr=subprocess.PIPE, env=environment
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: cannot write the output: no space left") and done.stderr.count(b"\n") == 1
+
+
+def test_a_closed_stdout_is_no_error(command, monkeypatch):
+    command(lambda args: print("a line") or 0)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["try"]) == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered):
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", PRINTING],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -198,6 +198,37 @@ def test_outputs_that_exist_are_kept_unless_told_otherwise(tmp_path, enhance):
     assert len(audio.read(tmp_path / "out" / "a.wav").samples) == 3000
 
 
+def test_names_that_are_not_utf_8_are_names_like_others(tmp_path, enhance):
+    name = os.fsdecode(b"caf\xe9.wav")
+    for path in (tmp_path / "in" / name, tmp_path / "in" / "b.wav"):
+        audio.write(path, audio.Audio(tone_in_noise(3000), 16000))
+    status, out, err = enhance(tmp_path / "in", "-o", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "caf\\udce9.wav: 0.2 s" in out
+    assert files_in(tmp_path / "out") == ["b.wav", name]
+
+
+def test_what_can_only_be_read_is_refused_before_the_work(tmp_path, enhance, monkeypatch):
+    monkeypatch.setattr(Enhancer, "many", None)
+    write(tmp_path / "a.mp2", tone_in_noise(16000), format="MP3")
+    status, out, err = enhance(tmp_path / "a.mp2", "-o", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert err.endswith("a.mp2: '.mp2' is no audio format that can be written: use .wav or .flac\n")
+
+
+def test_what_is_not_kept_is_told_and_what_is_wanted_is_no_notice(tmp_path, enhance):
+    with soundfile.SoundFile(tmp_path / "in.wav", "w", 16000, 1) as file:
+        file.title = "T"
+        file.write(tone_in_noise(3000))
+    status, out, err = enhance(tmp_path / "in.wav", "-o", tmp_path / "out.w64")
+    assert (status, err) == (0, "")
+    assert out.endswith("(title not kept: W64 files hold no text)\n")
+    status, out, err = enhance(tmp_path / "in.wav", "-o", tmp_path / "out.rf64")
+    assert (status, err) == (0, "")
+    assert "RF64, since" not in out
+    assert soundfile.SoundFile(tmp_path / "out.rf64").title == "T"
+
+
 def test_a_failed_write_keeps_the_old_output(tmp_path, enhance, monkeypatch):
     write(tmp_path / "in.wav", tone_in_noise(3000))
     (tmp_path / "out.wav").write_text("old")
@@ -287,8 +318,10 @@ def test_wav_through_a_pipe(tmp_path, pipe):
     (tmp_path / "piped.wav").write_bytes(out)
     assert soundfile.info(tmp_path / "piped.wav").subtype == "PCM_24"
     np.testing.assert_array_equal(audio.read(tmp_path / "piped.wav").samples, audio.read(tmp_path / "out.wav").samples)
-    # From a file to a pipe, and from a pipe to a file.
+    # From a file, or a folder that holds one, to a pipe, and from a pipe to a file.
     assert pipe(b"", path, "-o", "-")[1] == out
+    audio.write(tmp_path / "in" / "a.wav", audio.read(path))
+    assert pipe(b"", tmp_path / "in", "-o", "-")[1] == out
     status, out, _ = pipe(path.read_bytes(), "-", "-o", tmp_path / "new.flac")
     assert status == 0
     assert out.startswith(f"{tmp_path / 'new.flac'}: 0.4 s".encode())
@@ -317,14 +350,30 @@ def test_samples_without_header_through_a_pipe(tmp_path, pipe, enhancer):
         (b"", [], "stdin: nothing came"),
         (b"no audio" * 100, [], "stdin: cannot be read as audio"),
         (b"RIFF", ["-o", "somewhere"], "needs a file to go to"),
+        (b"RIFF", ["-o", "a.m4a"], "'.m4a' is no audio format that can be written"),
         (bytes(100), ["--raw-rate", "0"], "must be at least 1"),
     ],
-    ids=["nothing", "no audio", "to a folder", "no rate"],
+    ids=["nothing", "no audio", "to a folder", "to m4a", "no rate"],
 )
 def test_what_cannot_go_through_a_pipe_is_one_line(pipe, given, options, message):
     status, out, err = pipe(given, "-", *options)
     assert (status, out, len(err)) == (2, b"", 1)
     assert message in err[0]
+
+
+def test_several_recordings_do_not_go_through_one_pipe(tmp_path, enhance):
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.wav", tone_in_noise(100))
+    for given in (tmp_path / "in", tmp_path / "in" / "*.wav"):
+        status, out, err = enhance(given, "-o", "-")
+        assert (status, out) == (2, "")
+        assert err == f"error: -: stdout takes one recording, {given} holds 2: use -o FOLDER\n"
+
+
+def test_a_closed_stdin_is_one_line(tmp_path, enhance, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = enhance("-", "-o", tmp_path / "a.wav")
+    assert (status, err) == (2, "error: stdin is closed: send a recording to it, or name a file\n")
 
 
 def test_audio_is_not_sent_to_a_terminal(tmp_path, enhance, monkeypatch):

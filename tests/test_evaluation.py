@@ -257,6 +257,19 @@ def test_unusable_arguments_end_in_one_line(arguments, message, copy, tmp_path, 
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+def test_two_enhanced_files_of_one_name_are_refused(copy, tmp_path, capsys):
+    audio.write(copy / "enhanced" / "s1.flac", audio.read(copy / "enhanced" / "s1.wav"))
+    assert call(copy, tmp_path / "out") == 2
+    assert "have the same name without ending" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf_8_are_refused(copy, tmp_path, capsys):
+    for side in ("clean", "noisy", "enhanced"):
+        (copy / side / "s1.wav").rename(copy / side / os.fsdecode(b"caf\xe9.wav"))
+    assert call(copy, tmp_path / "out") == 2
+    assert "caf\\udce9.wav: its name is not UTF-8" in capsys.readouterr().err
+
+
 def test_missing_partner_is_named(copy, tmp_path):
     (copy / "noisy" / "s3.wav").unlink()
     with pytest.raises(UserError, match=r"s3\.wav: has no partner"):
@@ -324,6 +337,33 @@ def test_weights_that_change_are_noticed_and_audio_need_not_stay(pairs, weights,
     call(pairs, out, "--weights", str(weights[1]))
     assert [task.file for task in seen] == ["s2"]
     assert summary_of(out)["seconds"]["network_audio"] == pytest.approx(1.5)
+
+
+def test_files_of_others_are_not_replaced(copy, weights, tmp_path, monkeypatch, capsys):
+    record_scoring(monkeypatch)
+    out, options = tmp_path / "out", ("--weights", str(weights[0]))
+    foreign = out / "enhanced" / "s1.wav"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    assert call(copy, out, *options) == 2
+    assert f"{foreign}: was not made by an earlier call" in capsys.readouterr().err
+    assert foreign.read_text() == "mine" and not (out / "enhanced" / "s0.wav").exists()
+    foreign.unlink()
+    assert call(copy, out, *options) == call(copy, out, *options) == 0
+    # Nor the recordings themselves, be they what an earlier call made.
+    before = (out / "enhanced" / "s0.wav").read_bytes()
+    assert call(copy, out, *options, "--noisy", str(out / "enhanced")) == 2
+    assert "s0.wav: lies where enhanced files are written" in capsys.readouterr().err
+    assert (out / "enhanced" / "s0.wav").read_bytes() == before
+
+
+def test_runs_keep_their_whole_names(pairs, weights, tmp_path, monkeypatch):
+    from saf_jax.pretrained import load_weights
+
+    record_scoring(monkeypatch)
+    monkeypatch.setattr("saf_jax.pretrained.load_weights", lambda run: load_weights(weights[0]))
+    assert call(pairs, tmp_path / "out", "--weights", "runs/lr0.001/", "--no-audio") == 0
+    assert summary_of(tmp_path / "out")["name"] == "lr0.001"
 
 
 def test_a_mistyped_option_leaves_finished_results_alone(pairs, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pairs import RATE_HZ, write_pairs
 
 from saf_jax import audio
 from saf_jax.errors import UserError
-from saf_jax.evaluation_network import Clock, Network, enhance_pairs, output_path
+from saf_jax.evaluation_network import Clock, Network, check_targets, enhance_pairs, output_path
 
 
 class Stub:
@@ -78,6 +78,23 @@ def test_a_death_on_the_way_leaves_no_file_of_another_network_behind(pairs, tmp_
         enhance(pairs, out, die, fingerprint="b")
     # Neither the old network's files nor half of the new one's are taken for finished.
     assert enhance(pairs, out, lambda x: x, fingerprint="a")[1] == 3
+
+
+def test_what_was_written_before_a_death_may_be_replaced(pairs, tmp_path, monkeypatch):
+    """Killed after its first file and before that is recorded as finished: the same call goes on."""
+    out, write = tmp_path / "out", audio.write
+
+    def die_afterwards(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audio, "write", die_afterwards)
+    with pytest.raises(KeyboardInterrupt):
+        enhance(pairs, out, lambda x: x)
+    monkeypatch.undo()
+    assert output_path(out, "s0").exists()
+    check_targets(pairs, out)
+    assert enhance(pairs, out, lambda x: x)[1] == 3
 
 
 def test_what_goes_wrong_is_said_per_file(pairs, tmp_path):

@@ -19,6 +19,7 @@ from networks import tone_in_noise
 
 from saf_jax import audio, export
 from saf_jax.enhancement import Enhancer
+from saf_jax.errors import UserError
 from saf_jax.pretrained import save_weights
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -134,6 +135,11 @@ def test_http_service(folder):
         status, wav = ask(port, recorded(samples, "FLAC", "PCM_24"), "audio/flac")
         np.testing.assert_allclose(soundfile.read(io.BytesIO(wav))[0], wanted, atol=1e-4)
 
+        mp3 = io.BytesIO()
+        soundfile.write(mp3, tone_in_noise(16000), 16000, format="MP3")
+        status, wav = ask(port, mp3.getvalue(), "audio/mpeg")
+        assert (status, soundfile.info(io.BytesIO(wav)).format) == (200, "WAV")
+
         def refused(wanted_status, words, *arguments, **named):
             status, line = ask(port, *arguments, **named)
             assert status == wanted_status
@@ -155,6 +161,22 @@ def test_http_service(folder):
         for connection in (large, *waiting):
             connection.close()
         assert ask(port, None, method="GET", path="/health")[0] == 200
+
+
+def test_http_service_keeps_its_own_faults_to_itself(capsys):
+    pytest.importorskip("uvicorn", reason="the extra service is not installed")
+    from starlette.exceptions import HTTPException
+
+    names = runpy.run_path(str(EXAMPLES / "http_service.py"))
+
+    def full(enhancer, jobs, treatment, progress):
+        raise UserError(f"cannot write {jobs[0].target}: no space left")
+
+    names["enhanced"].__globals__["enhance_files"] = full
+    with pytest.raises(HTTPException) as caught:
+        names["enhanced"](None, recorded(tone_in_noise(100)), deadline=float("inf"))
+    assert caught.value.status_code == 500 and "/" not in caught.value.detail
+    assert "out.wav: no space left" in capsys.readouterr().err
 
 
 def test_http_service_does_not_wait_for_ever_for_a_body():

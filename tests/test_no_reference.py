@@ -91,14 +91,28 @@ def test_before_alone_needs_no_output_folder(tmp_path, capsys):
     "arguments, message",
     [
         (["--clean", "x"], "--clean needs references"),
+        (["--no-audio"], "--no-audio is of no use here"),
+        (["--composite-scale", "divided"], "--composite-scale is of no use here"),
+        (["--name", "x"], "--name is of no use here"),
+        (["--enhanced", "{root}/twice"], "have the same name without ending"),
+        (["--weights", "x", "--out", "{root}/made"], "s0.wav: was not made by an earlier call"),
         (["--weights", "x"], "--out is missing"),
         (["--enhanced", "{root}/clean/none"], "no such folder"),
     ],
 )
 def test_unusable_arguments(arguments, message, tmp_path, capsys):
     root = write_pairs(tmp_path / "set", count=1)
+    for name in ("twice/s0.wav", "twice/s0.flac", "made/enhanced/s0.wav"):
+        audio.write(root / name, audio.Audio(np.ones(100, np.float32) / 2, RATE_HZ))
     command = ["eval", "--no-reference", str(root / "noisy"), *(item.format(root=root) for item in arguments)]
     assert main(command) == 2 and message in capsys.readouterr().err
+
+
+def test_two_recordings_of_one_name_are_refused(tmp_path, capsys):
+    root = write_pairs(tmp_path / "set", count=1)
+    audio.write(root / "noisy" / "s0.flac", audio.read(root / "noisy" / "s0.wav"))
+    assert main(["eval", "--no-reference", str(root / "noisy")]) == 2
+    assert "have the same name without ending" in capsys.readouterr().err
 
 
 def test_estimates_follow_the_truth_on_real_recordings(audio_root):

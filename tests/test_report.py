@@ -114,9 +114,11 @@ def test_page_in_a_real_browser(results, tmp_path):
 
 def test_recordings_that_are_gone_are_said(results, tmp_path, monkeypatch):
     summary = json.loads((results / "summary.json").read_text())
-    summary["folders"]["enhanced"] = None
+    # One folder gone, one without its recordings.
     summary["folders"]["clean"] = str(tmp_path / "moved")
-    (tmp_path / "copy").mkdir()
+    summary["folders"]["enhanced"] = str(tmp_path / "copy" / "enhanced")
+    (tmp_path / "copy" / "enhanced").mkdir(parents=True)
+    (tmp_path / "copy" / "enhanced" / "made_with.json").write_text("{}")
     (tmp_path / "copy" / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "copy" / "per_file.csv").write_text((results / "per_file.csv").read_text())
     page = write_report(tmp_path / "copy", files=1).read_text(encoding="utf-8")

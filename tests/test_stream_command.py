@@ -105,6 +105,20 @@ def test_mix_0_gives_back_what_came(monkeypatch, weights):
     assert streamed(monkeypatch, data, "--weights", weights, "--mix", 0)[1][-1000:] == data[-1000:]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30], ids=str)
+def test_samples_that_are_no_numbers_are_0_and_told(monkeypatch, capfd, weights, value):
+    """What follows them is as if they had been 0: in the running level they would stay for good."""
+    samples, mended = tone_in_noise(2000), tone_in_noise(2000)
+    samples[[300, 301, 900]], mended[[300, 301, 900]] = value, 0
+    options = ["--weights", weights, "--raw-rate", RATE, "--raw-format", "f32"]
+    status, out = streamed(monkeypatch, samples.tobytes(), *options)
+    told = capfd.readouterr().err
+    assert (status, out) == streamed(monkeypatch, mended.tobytes(), *options)
+    assert status == 0 and np.abs(np.frombuffer(out, "<f4")[1000:]).max() > 0.01
+    assert told.splitlines()[-1] == "stdin: 3 samples NaN, infinite or beyond all scales, replaced by 0"
+    assert "NaN" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -140,6 +154,12 @@ def test_without_weights_the_shipped_causal_ones_are_taken(monkeypatch, tmp_path
     (tmp_path / "weights" / f"{pretrained.DEFAULT_CAUSAL}.safetensors").write_bytes(weights.read_bytes())
     monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "pretrained.py"))
     assert wanted[0] == 0 and streamed(monkeypatch, data) == wanted
+
+
+def test_a_closed_stdin_is_one_line(monkeypatch, capfd, weights):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["enhance", "-", "--stream", "--weights", str(weights)]) == 2
+    assert capfd.readouterr().err == "error: stdin is closed: send a recording to it, or name a file\n"
 
 
 @pytest.mark.parametrize("arguments", [["a.wav"], ["-", "-o", "out.wav"]])

@@ -9,6 +9,7 @@ from mutagen.flac import Picture
 from mutagen.id3 import APIC, COMM, TIT2, TXXX
 from networks import tone_in_noise
 
+from saf_jax import tags
 from saf_jax.audio_blocks import Recording
 from saf_jax.tags import TEXT_FIELDS, copy_tags, read_texts
 
@@ -108,6 +109,33 @@ def test_chunks_of_wav_and_aiff_are_kept_byte_for_byte(tmp_path, suffix, order):
     np.testing.assert_allclose(soundfile.read(target)[0], before / 2, atol=1e-4)
     if suffix == ".wav":
         assert soundfile.SoundFile(target).title == "title"
+
+
+@pytest.mark.parametrize("formats", [("RF64", "RF64"), ("RF64", "WAV"), ("WAV", "RF64")], ids="->".join)
+def test_chunks_go_into_and_out_of_rf64(tmp_path, formats):
+    source, target = tmp_path / "a.wav", tmp_path / "b.wav"
+    soundfile.write(source, SAMPLES, 16000, format=formats[0])
+    soundfile.write(target, SAMPLES / 2, 16000, format=formats[1])
+    # The odd one last: libsndfile reads no further behind such a chunk of RF64.
+    extra = chunk(b"LIST", b"INFOINAM" + struct.pack("<I", 6) + b"title\0") + chunk(b"bext", b"scene 7".ljust(603))
+    source.write_bytes(source.read_bytes() + extra)
+    assert copy_tags(source, target, *formats) == ""
+    written = target.read_bytes()
+    assert written.endswith(extra)
+    place, word = (20, "<Q") if formats[1] == "RF64" else (4, "<I")
+    assert struct.unpack_from(word, written, place) == (len(written) - 8,)
+    with soundfile.SoundFile(target) as file:
+        assert (file.title, file.frames, file.format) == ("title", len(SAMPLES), formats[1])
+
+
+def test_chunks_that_are_too_large_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tags, "_MOST_BYTES", 100)
+    soundfile.write(tmp_path / "a.wav", SAMPLES, 16000)
+    soundfile.write(tmp_path / "b.wav", SAMPLES, 16000)
+    with (tmp_path / "a.wav").open("ab") as file:
+        file.write(chunk(b"iXML", bytes(200)) + chunk(b"note", b"short"))
+    assert "too large and not kept" in copy_tags(tmp_path / "a.wav", tmp_path / "b.wav", "WAV", "WAV")
+    assert (tmp_path / "b.wav").read_bytes().endswith(chunk(b"note", b"short"))
 
 
 @pytest.mark.parametrize("suffixes", [(".wav", ".flac"), (".flac", ".wav"), (".ogg", ".flac"), (".caf", ".caf")])
