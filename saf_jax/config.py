@@ -521,6 +521,8 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     """Applies "section.key=value" settings to a config and checks the result."""
     import yaml
 
+    if isinstance(overrides, str):
+        raise UserError(f"{overrides}: overrides are a list of settings: put it into one")
     tree: dict[str, Any] = {}
     for item in overrides:
         key, equals, text = item.partition("=")

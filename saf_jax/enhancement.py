@@ -119,6 +119,7 @@ class Enhancer:
           float32 [N], the same rate.
 
         Raises:
+          ValueError: arguments that are none of these.
           UserError: it is too long for a network with transformer layers, see `check_seconds`.
         """
         return self.many([samples], sample_rate_hz, None if level is None else [level])[0]
@@ -137,13 +138,13 @@ class Enhancer:
           For each signal float32 [N], the same rate. The numbers are those of `__call__` to rounding.
 
         Raises:
+          ValueError: arguments that are none of these.
           UserError: one is too long for a network with transformer layers, see `check_seconds`.
         """
         rate = self.config.stft.sample_rate_hz
-        signals = [np.asarray(samples, np.float32) for samples in signals]
+        _check_rate_and_levels(sample_rate_hz, levels, len(signals))
+        signals = [_usable(samples) for samples in signals]
         for samples in signals:
-            if samples.ndim != 1 or len(samples) == 0:
-                raise ValueError(f"samples must be [N] with N >= 1, not of shape {samples.shape}")
             self.check_seconds(len(samples) / sample_rate_hz)
         done: list[Any] = [None] * len(signals)
         # Only the batch in work is held at the network's rate.
@@ -326,7 +327,35 @@ class Enhancer:
         return [row[:length] for row, length in zip(out, lengths)]
 
 
-def enhance(config: Config, variables: Any, samples: jax.Array, sample_rate_hz: int = 16000) -> jax.Array:
+def _usable(samples: Any) -> np.ndarray:
+    """A signal as float32 [N]; a `ValueError` says why it is none."""
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or len(samples) == 0:
+        raise ValueError(f"samples must be [N] with N >= 1, not of shape {samples.shape}")
+    if np.iscomplexobj(samples):
+        raise ValueError("samples must be real, not complex")
+    samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError("samples must be finite: there are NaN or infinite ones")
+    return samples
+
+
+def _check_rate_and_levels(sample_rate_hz: int, levels: Sequence[float] | None, signals: int) -> None:
+    if not sample_rate_hz > 0:
+        raise ValueError(f"sample_rate_hz={sample_rate_hz}: must be positive")
+    if levels is None:
+        return
+    if len(levels) != signals:
+        raise ValueError(f"{len(levels)} levels for {signals} signals: give each signal one")
+    for level in levels:
+        # 0 is the level of silence.
+        if not 0 <= level < math.inf:
+            raise ValueError(f"level={level}: must be finite and not negative")
+
+
+def enhance(
+    config: Config, variables: Any, samples: jax.Array | np.ndarray, sample_rate_hz: int = 16000
+) -> jax.Array | np.ndarray:
     """Enhances a signal, or several of one length.
 
     Called with arrays, it takes signals of any length with the few programs of an `Enhancer`, whose limit on the length
@@ -336,14 +365,18 @@ def enhance(config: Config, variables: Any, samples: jax.Array, sample_rate_hz: 
     Args:
       config: settings of the network.
       variables: its parameters.
-      samples: float [N] or [B, N], full scale 1; each row of [B, N] is a signal of its own.
+      samples: float [N] or [B, N], full scale 1, finite; each row of [B, N] is a signal of its own.
       sample_rate_hz: of `samples`; under a transformation it must be the config's.
 
     Returns:
-      float32 of the same shape and rate.
+      float32 of the same shape and rate; a numpy array, or under a transformation what that gives.
+
+    Raises:
+      ValueError: arguments that are none of these; what is not finite is found outside of transformations alone.
+      UserError: too long for a network with transformer layers.
     """
-    if jnp.ndim(samples) not in (1, 2):
-        raise ValueError(f"samples must be [N] or [B, N], not of shape {jnp.shape(samples)}")
+    if jnp.ndim(samples) not in (1, 2) or jnp.size(samples) == 0:
+        raise ValueError(f"samples must be [N] or [B, N] with N >= 1, not of shape {jnp.shape(samples)}")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, samples))):
         if sample_rate_hz != config.stft.sample_rate_hz:
             raise ValueError(f"under jit or vmap, resample to {config.stft.sample_rate_hz} Hz first")

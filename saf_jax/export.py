@@ -130,10 +130,7 @@ def save_stablehlo(path: str | os.PathLike, config: Config, variables: Any, *, s
 
     from saf_jax.files import atomic_path
 
-    try:
-        import flatbuffers  # noqa: F401 - jax.export needs it and does not bring it
-    except ImportError as error:
-        raise UserError("StableHLO needs a package that is not installed: pip install 'saf-jax[onnx]'") from error
+    _check_flatbuffers()
     if stream:
         function, start = step_function(config, variables)
         shapes = [
@@ -149,18 +146,33 @@ def save_stablehlo(path: str | os.PathLike, config: Config, variables: Any, *, s
         temporary.write_bytes(exported.serialize())
 
 
+def _check_flatbuffers() -> None:
+    try:
+        import flatbuffers  # noqa: F401 - jax.export needs it and does not bring it
+    except ImportError as error:
+        raise UserError("StableHLO needs a package that is not installed: pip install 'saf-jax[onnx]'") from error
+
+
 def load_stablehlo(path: str | os.PathLike) -> Callable:
     """Reads what `save_stablehlo` wrote: a function of arrays; the step's state begins with zeros of its shapes.
 
     The step's state before the first sample is all zeros, but for "left", which is `saf_jax.streaming.UNENDING`.
+
+    Raises:
+      UserError: the file cannot be read or is damaged, or flatbuffers is not installed.
     """
     from pathlib import Path
 
     import jax
     from jax import export
 
+    from saf_jax.files import user_errors
+
+    _check_flatbuffers()
+    with user_errors(path, "read"):
+        content = Path(path).read_bytes()
     try:
-        exported = export.deserialize(bytearray(Path(path).read_bytes()))
+        exported = export.deserialize(bytearray(content))
     except Exception as error:  # of many kinds for damaged files
         raise UserError(f"{path}: is no StableHLO export or is damaged: export it again") from error
     return jax.jit(exported.call)

@@ -11,6 +11,8 @@ GATE_DB = 40.0
 RUNNING_SECONDS = 1.0
 # -120 dB of full scale: what lies below is taken for digital silence.
 SILENCE = 1e-6
+# Beyond any scale that samples come in, and small enough for powers in float32.
+LOUDEST = 1e12
 
 
 def frame_energies(samples: jax.Array, config: STFTConfig) -> jax.Array:
@@ -27,7 +29,7 @@ def gated_level(energies: jax.Array) -> jax.Array:
     Appended silence does not change it. Numpy arrays stay numpy arrays: jnp would compile anew for every length.
     """
     loud = (energies >= energies.max(axis=-1, keepdims=True) * 10 ** (-GATE_DB / 10)) & (energies > 0)
-    return ((energies * loud).sum(axis=-1) / loud.sum(axis=-1).clip(1)) ** 0.5
+    return _root((energies * loud).sum(axis=-1) / loud.sum(axis=-1).clip(1))
 
 
 def running_level(
@@ -57,11 +59,18 @@ def running_level(
 
     def step(state: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
         new = keep * state + (1 - keep) * frame
-        return new, jnp.sqrt(new[..., 0] / jnp.where(new[..., 1] > 0, new[..., 1], 1.0))
+        return new, _root(new[..., 0] / jnp.where(new[..., 1] > 0, new[..., 1], 1.0))
 
     frames = jnp.stack([weight * power, weight], axis=-1)
     state, levels = jax.lax.scan(step, state, jnp.moveaxis(frames, -2, 0))
     return jnp.moveaxis(levels, 0, -1), state
+
+
+def _root(power: jax.Array) -> jax.Array:
+    """Square root whose gradient at 0 is 0, not infinite: what is silent gets no gradient, instead of NaN."""
+    if not isinstance(power, jax.Array):
+        return power**0.5
+    return jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0)
 
 
 def sample_level(samples: jax.Array, config: STFTConfig) -> jax.Array:

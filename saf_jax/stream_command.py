@@ -11,12 +11,11 @@ from saf_jax.audio_blocks import AudioFormat
 from saf_jax.enhance_command import treatment_of
 from saf_jax.enhance_pipes import check_stdout, raw_format, stdin_bytes
 from saf_jax.errors import UserError
+from saf_jax.level import LOUDEST
 from saf_jax.recomposition import Recomposer
 
 # Sizes in headers from programs that do not know how much will come.
 _UNKNOWN = 0xFFFF_FFFF
-# Beyond any scale that samples come in, and small enough for powers in float32.
-_LOUDEST = 1e12
 # What a header may hold before its samples.
 _LONGEST_HEADER = 1 << 20
 _WAV_SUBTYPES = {
@@ -181,7 +180,7 @@ def mend(samples: np.ndarray) -> tuple[np.ndarray, int]:
     The running level never forgets a power that is not finite: one such sample would silence all that follow.
     """
     # False for NaN as well.
-    good = np.abs(samples) <= _LOUDEST
+    good = np.abs(samples) <= LOUDEST
     bad = good.size - int(np.count_nonzero(good))
     return (np.where(good, samples, np.float32(0)) if bad else samples), bad
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from saf_jax.config import Config, ModelConfig, STFTConfig
 from saf_jax.errors import UserError
-from saf_jax.level import running_level
+from saf_jax.level import LOUDEST, running_level
 from saf_jax.model.delay import check_pieces, network_delay
 from saf_jax.model.net import SAFNet, variable_shapes
 from saf_jax.signal_path import is_sounding, normalise, restore
@@ -105,7 +105,7 @@ def advance(
       variables: of `SAFNet(config.model)`.
       state: from `start` or from the call before. Before the call that holds a signal's last samples, put their number
         into `left`; a causal network does without, as long as zeros follow the end.
-      samples: float32 [B, N], N a multiple of `hop_samples`.
+      samples: float32 [B, N], N a multiple of `hop_samples`; those that are not finite count as 0.
       levels: what `common_levels` gives for these samples; None: each signal's own.
 
     Returns:
@@ -114,6 +114,8 @@ def advance(
     """
     stft, late = config.stft, network_delay(config.model)
     hop, ratio = stft.hop_samples, stft.window_samples // stft.hop_samples
+    # The state never forgets a power that is not finite: one such sample would silence all that follow.
+    samples = jnp.where(jnp.abs(samples) <= LOUDEST, samples, 0.0)
     heard, index, inside = _frames(config, state, samples)
     hops = index.shape[-1]
     spectrum = frame_spectra(heard[:, : (hops + ratio - 1) * hop], stft)
@@ -190,7 +192,8 @@ def stream(config: Config, variables: Any) -> tuple[Callable, Callable]:
     Returns:
       `init(batch=None)`, the state before the first sample of one signal or of `batch` signals, and `step(state,
       samples)` -> (state, enhanced), with samples and enhanced float32 [N] or [B, N] at the config's rate, N any
-      multiple of `hop_samples`; each N is compiled once. Both work under jit, vmap and scan.
+      multiple of `hop_samples`; each N is compiled once. Samples that are not finite count as 0. Both work under jit,
+      vmap and scan.
 
     Raises:
       UserError: the network is not causal.

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--examples",
         type=int,
         metavar="N",
-        help="examples an epoch, where the config names no data: 11572 for VB-DEMAND",
+        help="examples an epoch, where the config names no data: 10802 for VB-DEMAND",
     )
     parser.add_argument("--measured-steps", type=int, default=5, metavar="N", help="how many steps are timed")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -279,6 +279,11 @@ def test_only_a_batch_norm_that_has_averages_can_be_frozen(changes):
     assert load_config("saf_plus", ["train.freeze_norm=true"]).train.freeze_norm
 
 
+def test_overrides_are_a_list():
+    with pytest.raises(UserError, match=r"model\.layers=2: overrides are a list"):
+        load_config("paper", overrides="model.layers=2")
+
+
 def test_an_empty_value_takes_an_inherited_name_away():
     assert load_config("saf_plus").train.init_from == "saf-small"
     assert load_config("saf_plus", ["train.init_from="]).train.init_from == ""

@@ -3,6 +3,7 @@ import functools
 import threading
 
 import jax
+import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from networks import tone_in_noise
 
 import saf_jax
 from saf_jax import enhancement, parallel
-from saf_jax.enhancement import Enhancer, enhance_padded
+from saf_jax.enhancement import Enhancer, enhance, enhance_padded
 
 RATE = networks.STFT.sample_rate_hz
 # All that mixes time, in a network that compiles fast.
@@ -211,6 +212,39 @@ def test_level_is_that_of_the_loud_frames_at_any_rate(least):
 def test_what_is_no_signal_is_refused(least, shape):
     with pytest.raises(ValueError, match=r"samples must be \[N\]"):
         least(np.zeros(shape), RATE)
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_through_silence_are_finite(causal):
+    config = networks.least(causal=causal)
+    variables = networks.net_variables(config)
+    rows = np.random.default_rng(0).normal(0, 0.1, (3, 900)).astype(np.float32)
+    rows[0], rows[1, :500] = 0, 0
+
+    def energy(samples):
+        return jnp.sum(enhance(config, variables, samples, config.stft.sample_rate_hz) ** 2)
+
+    for gradient in (jax.grad(energy)(rows), jax.jit(jax.grad(energy))(rows)):
+        assert np.isfinite(gradient).all() and np.abs(gradient[2]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample_rate_hz": 0}, "sample_rate_hz=0"),
+        ({"levels": [0.1]}, "1 levels for 2 signals"),
+        ({"levels": [0.1, np.nan]}, "level=nan"),
+        ({"signals": [np.ones(9), np.array([0.0, np.nan])]}, "must be finite"),
+        ({"signals": [np.ones(9), np.ones(9) * 1j]}, "must be real"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(least, change, message):
+    good = {"signals": [np.ones(9), np.ones(9)], "sample_rate_hz": 16000, "levels": [0.1, 0.2]}
+    with pytest.raises(ValueError, match=message):
+        least.many(**(good | change))
+    with pytest.raises(ValueError, match=r"not of shape \(0, 100\)"):
+        enhance(least.config, least.variables, np.zeros((0, 100)))
 
 
 def test_the_public_function_takes_one_signal_or_rows(least):

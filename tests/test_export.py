@@ -223,6 +223,14 @@ def test_a_mean_of_weights(tmp_path, weights, variables):
     jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf + 0.25, rtol=1e-6, atol=1e-6), mean, variables)
 
 
+def test_a_stablehlo_file_that_is_not_there_or_cannot_be_read_here_is_not_called_damaged(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"cannot read .*none\.hlo: "):
+        export.load_stablehlo(tmp_path / "none.hlo")
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(UserError, match="StableHLO needs a package"):
+        export.load_stablehlo(tmp_path / "none.hlo")
+
+
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, monkeypatch, weights):
     config = networks.least()
     save_weights(tmp_path / "ahead.safetensors", config, networks.net_variables(config))

@@ -47,7 +47,7 @@ def test_python_example_runs(tmp_path, monkeypatch):
     save_weights("weights.safetensors", config, variables)
     code = code.replace("runs/paper", "weights.safetensors")
     code = code.replace('saf_jax.load_config("paper", overrides=["model.layers=2"])', "given")
-    samples = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
+    samples = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     names = {"samples": samples, "jax": jax, "given": config}
     exec(code, names)
     assert names["enhanced"].shape == samples.shape

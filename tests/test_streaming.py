@@ -123,6 +123,17 @@ def test_nothing_comes_before_the_signal(variables, signal):
     assert not np.asarray(frames).reshape(-1)[: delay_samples(CONFIG)].any()
 
 
+def test_one_sample_that_is_no_number_does_not_silence_what_follows(variables, signal):
+    init, step = saf_jax.stream(CONFIG, variables)
+    hop = CONFIG.stft.hop_samples
+    for bad in (np.nan, np.inf, 1e30):
+        chunks = signal[: 12 * hop].reshape(-1, hop).copy()
+        chunks[2, 3] = 0
+        zeroed = jax.lax.scan(step, init(), chunks)[1]
+        chunks[2, 3] = bad
+        np.testing.assert_array_equal(jax.lax.scan(step, init(), chunks)[1], zeroed)
+
+
 def test_a_state_can_be_used_again(variables, signal):
     init, step = saf_jax.stream(CONFIG, variables)
     hop = signal[600 : 600 + HOP]

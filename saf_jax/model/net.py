@@ -48,8 +48,15 @@ class SAFNet(nn.Module):
           with `mutable=["past"]`, of the frames that came `network_delay` frames earlier (see `saf_jax.model.delay`).
 
         Raises:
+          ValueError: shapes that are none of these.
           UserError: applied with `mutable=["past"]`, with transformer layers, which need the whole signal.
         """
+        if spectrum.ndim != 3:
+            raise ValueError(f"spectrum must be [B, T, F], not of shape {spectrum.shape}")
+        if frames is not None and frames.shape not in (spectrum.shape[:1], spectrum.shape[:2]):
+            raise ValueError(
+                f"frames must be [B] or [B, T] of the spectrum {spectrum.shape}, not of shape {frames.shape}"
+            )
         if works_in_pieces(self):
             check_pieces(self.config)
         mask = None

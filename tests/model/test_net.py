@@ -181,6 +181,20 @@ def test_gradients_are_finite_at_digital_silence():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.parametrize(
+    ("shape", "frames", "message"),
+    [
+        ((9, 5), None, r"spectrum must be \[B, T, F\], not of shape \(9, 5\)"),
+        ((1, 9, 5), (2,), r"frames must be \[B\] or \[B, T\]"),
+        ((2, 9, 5), (2, 3), r"not of shape \(2, 3\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(shape, frames, message):
+    model = SAFNet(networks.least().model)
+    with pytest.raises(ValueError, match=message):
+        model.init(jax.random.key(0), np.zeros(shape, np.complex64), None if frames is None else np.ones(frames, int))
+
+
 def test_the_papers_network_has_the_papers_size():
     config = saf_jax.load_config("paper")
     assert 575_000 <= count_costs(config)[0] <= 584_999
