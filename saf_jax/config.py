@@ -355,7 +355,7 @@ class TrainConfig:
       init_from: weights that the training starts from: a shipped name, a run or a weights file; empty starts anew.
         They may be those of the same network with fewer channels and layers, or, for a causal one, with a look ahead.
       freeze_norm: batch norm goes by the averages of the weights in `init_from`, as at inference, and leaves them as
-        they are: for going on with few examples a step, whose statistics scatter.
+        they are.
       seed: of initialisation and data order.
     """
 
