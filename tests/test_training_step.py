@@ -243,8 +243,12 @@ def test_validation_sums_over_all_devices():
 
 
 def test_a_frozen_norm_trains_what_inference_computes():
-    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, freeze_norm=True, init_from="some"))
-    before, batch = make_state(), make_batch()
+    config = dataclasses.replace(
+        CONFIG,
+        model=networks.least(norm="batch").model,
+        train=dataclasses.replace(CONFIG.train, freeze_norm=True, init_from="some"),
+    )
+    before, batch = make_state(config), make_batch()
 
     @jax.jit
     def inference_loss(params):
