@@ -166,7 +166,8 @@ class Enhancer:
         With transformer layers the recording is gathered and enhanced whole, see `check_seconds`.
 
         Args:
-          pieces: float [C, n], n >= 0, at the network's rate: the recording, one piece after another.
+          pieces: float [C, n], n >= 0, at the network's rate: the recording, one piece after another. Samples that are
+            not finite count as 0, but with transformer layers.
           level: RMS that the channels share; causal networks go by a running level of all channels together.
           block_samples: what the network takes at once, a multiple of `hop_samples`; None: what is fastest.
 

@@ -114,8 +114,6 @@ def advance(
     """
     stft, late = config.stft, network_delay(config.model)
     hop, ratio = stft.hop_samples, stft.window_samples // stft.hop_samples
-    # The state never forgets a power that is not finite: one such sample would silence all that follow.
-    samples = jnp.where(jnp.abs(samples) <= LOUDEST, samples, 0.0)
     heard, index, inside = _frames(config, state, samples)
     hops = index.shape[-1]
     spectrum = frame_spectra(heard[:, : (hops + ratio - 1) * hop], stft)
@@ -151,6 +149,8 @@ def _frames(config: Config, state: StreamState, samples: jax.Array) -> tuple[jax
     """Samples with their history, and of each frame that begins in them: its index and whether it is the signal's."""
     hop, ratio = config.stft.hop_samples, config.stft.window_samples // config.stft.hop_samples
     hops = jnp.arange(samples.shape[-1] // hop)
+    # The state never forgets a power that is not finite: one such sample would silence all that follow.
+    samples = jnp.where(jnp.abs(samples) <= LOUDEST, samples, 0.0)
     heard = jnp.concatenate([state.history, samples], axis=-1)
     # Frames of the signal are those centred on or after its first sample whose windows touch it.
     index = state.hops[:, None] + hops - (ratio - 1) // 2

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from saf_jax.config import Config
 from saf_jax.errors import UserError
+from saf_jax.files import user_errors
 from saf_jax.sweep_processes import locked
 from saf_jax.sweep_spec import Budget, NoiseFiles, Settings, TestSet, slug
 
@@ -169,7 +170,12 @@ def listing_of(sources: tuple[str, ...], made: Path) -> str:
     given = [Path(source) for source in sources if not Path(source).is_relative_to(made)]
     if not given:
         return ""
-    return _hash([path.read_text(encoding="utf-8") if path.suffix == ".csv" else _listing(path) for path in given])
+    return _hash([_manifest_text(path) if path.suffix == ".csv" else _listing(path) for path in given])
+
+
+def _manifest_text(path: Path) -> str:
+    with user_errors(path, "read"):
+        return path.read_text(encoding="utf-8", errors="replace")
 
 
 def portable(value: object, places: Mapping[str, str]) -> object:

@@ -229,6 +229,18 @@ def test_gradients_through_silence_are_finite(causal):
         assert np.isfinite(gradient).all() and np.abs(gradient[2]).max() > 0
 
 
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_sample_that_is_no_number_does_not_spoil_the_blocks(causal):
+    config = networks.least(causal=causal)
+    enhancer = Enhancer(config, networks.net_variables(config))
+    samples = np.random.default_rng(0).normal(0, 0.1, (2, 900)).astype(np.float32)
+    samples[1, 40] = 0
+    zeroed = np.concatenate(list(enhancer.blocks([samples], 0.1)), axis=1)
+    samples[1, 40] = np.nan
+    np.testing.assert_array_equal(np.concatenate(list(enhancer.blocks([samples], 0.1)), axis=1), zeroed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -66,6 +66,9 @@ def test_a_run_on_other_recordings_is_another_run(tmp_path):
     second = known()
     (tmp_path / "voices" / "b.wav").unlink()
     assert second != first == known()
+    settings["data.train_noise"] = [str(tmp_path / "none.csv")]
+    with pytest.raises(UserError, match=r"cannot read .*none\.csv"):
+        known()
 
 
 def test_what_a_run_is_known_by_does_not_change_with_versions():

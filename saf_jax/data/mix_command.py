@@ -149,7 +149,7 @@ def _check(settings: MixSettings) -> None:
     if len(set(settings.snr_db)) < len(settings.snr_db):
         raise UserError("--snr: names a ratio twice: name each once")
     if settings.files < 0 or settings.seed < 0 or not 0 <= settings.early_ms < math.inf:
-        raise UserError("--files, --seed and --early-ms must not be negative")
+        raise UserError("--files, --seed and --early-ms must be finite and not negative")
     if not 1000 <= settings.sample_rate_hz <= 192000:
         raise UserError(f"--rate {settings.sample_rate_hz}: must lie between 1000 and 192000 Hz")
     if not -60 <= settings.level_db <= -5:
@@ -301,7 +301,7 @@ def _marker(settings: MixSettings) -> dict:
 
 
 def _digest(file: Path) -> str:
-    with user_errors(file), file.open("rb") as content:
+    with user_errors(file, "read"), file.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
