@@ -27,6 +27,13 @@ def check_best_metric(config: Config) -> str | None:
     return None
 
 
+def resolved_metric(config: Config) -> str:
+    """What `train.best_metric` comes to here: "auto" is WB-PESQ where files are scored and PESQ is installed."""
+    if config.train.best_metric != "auto":
+        return config.train.best_metric
+    return "wb_pesq" if config.train.score_files and "wb_pesq" in available_metrics() else "valid_loss"
+
+
 def rating(config: Config, valid_loss: float, scores: Mapping[str, float]) -> float:
     """How good a checkpoint is, the higher the better.
 

@@ -12,13 +12,15 @@ from saf_jax.metrics import METRICS
 from saf_jax.results import Results, finite, read_results
 from saf_jax.statistics import bootstrap_mean
 
+_SAME_PESQ = 1e-3
+
 
 class Difference(NamedTuple):
     """How one set of results differs from another in one metric, file by file.
 
     Attributes:
       mean: mean difference over the common files; NaN without any.
-      low: lower end of its 95 % bootstrap interval.
+      low: lower end of its 95 % bootstrap interval; NaN with too few files for one.
       high: upper end.
       files: files that have the metric in both.
       better: files in which the metric is higher.
@@ -69,8 +71,8 @@ def compare(results: Sequence[Results]) -> dict[str, Any]:
       results: two and more.
 
     Returns:
-      "base", "others": a list of {"name", "folder", "differences": by metric the fields of `Difference` and "verdict"},
-      "common_files" and "warnings".
+      "base" and its "folder"; "means": by what each is called, its means by metric; "others": a list of {"name",
+      "folder", "differences": by metric the fields of `Difference` and "verdict"}, "common_files" and "warnings".
 
     Raises:
       UserError: fewer than two results, no common file, or scores that cannot be compared.
@@ -100,14 +102,20 @@ def compare(results: Sequence[Results]) -> dict[str, Any]:
                 "differences": {metric: {**item._asdict(), "verdict": item.verdict} for metric, item in found.items()},
             }
         )
-    return {"base": names[0], "folder": str(base.folder), "others": compared, "warnings": warnings}
+    means = {name: {metric: item.summary.get(metric) for metric in METRICS} for name, item in zip(names, results)}
+    return {"base": names[0], "folder": str(base.folder), "means": means, "others": compared, "warnings": warnings}
 
 
 def _changed_inputs(base: Results, other: Results) -> int:
     """Files of one name whose noisy input scored differently: they cannot be the same recordings."""
     noisy = {file.file: file.values.get("noisy_wb_pesq") for file in base.files if not file.failed}
+
+    def differs(one: float | None, other: float | None) -> bool:
+        # Two machines may round differently.
+        return (one is None) != (other is None) or (one is not None and abs(one - other) > _SAME_PESQ)
+
     return sum(
-        file.file in noisy and file.values.get("noisy_wb_pesq") != noisy[file.file]
+        file.file in noisy and differs(file.values.get("noisy_wb_pesq"), noisy[file.file])
         for file in other.files
         if not file.failed
     )

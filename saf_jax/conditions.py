@@ -73,7 +73,7 @@ def read_log(path: str | os.PathLike) -> Conditions:
 def read_manifest(path: str | os.PathLike) -> Conditions:
     """Reads a manifest: CSV (or TSV, by its ending) with the columns file and any of noise, snr_db, kind, speaker.
 
-    A row that names a room impulse response (column rir_file) counts as reverberant.
+    A row that names a room impulse response (column rir_file) and no kind counts as reverberant.
 
     Raises:
       UserError: cannot be read, no column file, or nothing that a breakdown could use.
@@ -85,16 +85,16 @@ def read_manifest(path: str | os.PathLike) -> Conditions:
         raise UserError(f"{path}: is not a table ({error}): give a CSV or TSV file") from error
     columns = list(rows[0]) if rows else []
     known = [column for column in columns if column in _MANIFEST_COLUMNS]
-    if "file" not in columns or not known:
+    if "file" not in columns or not (known or "rir_file" in columns):
         raise UserError(
-            f"{path}: needs a column 'file' and one of {', '.join(_MANIFEST_COLUMNS)} "
+            f"{path}: needs a column 'file' and one of {', '.join(_MANIFEST_COLUMNS)}, rir_file "
             f"(found: {', '.join(str(column) for column in columns) or 'nothing'})"
         )
     conditions: Conditions = {}
     for row in rows:
         entry = {_MANIFEST_COLUMNS[column]: row[column] for column in known if row[column]}
         if row.get("rir_file"):
-            entry["kind"] = "reverberant"
+            entry.setdefault("kind", "reverberant")
         if "snr_db" in entry and _is_number(entry["snr_db"]):
             entry["snr_db"] = f"{float(entry['snr_db']):g}"
         if entry and row["file"]:
@@ -106,7 +106,7 @@ def match(conditions: Conditions, files: Mapping[str, Sequence[Path]]) -> Condit
     """Finds the conditions of files.
 
     Args:
-      conditions: as read; a name is taken for the end of a path ("p232_001", "test/noisy/p232_001").
+      conditions: as read; a name is a path or the end of one ("p232_001", "test/noisy/p232_001").
       files: by file, the paths that it is known by.
 
     Returns:
@@ -115,8 +115,8 @@ def match(conditions: Conditions, files: Mapping[str, Sequence[Path]]) -> Condit
     matched = {}
     for file, paths in files.items():
         for path in paths:
-            parts = Path(os.path.abspath(path)).with_suffix("").parts
-            ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+            whole = Path(os.path.abspath(path)).with_suffix("")
+            ends = (whole.as_posix(), *("/".join(whole.parts[start:]) for start in range(1, len(whole.parts))))
             name = next((end for end in ends if end in conditions), None)
             if name is not None:
                 matched[file] = conditions[name]

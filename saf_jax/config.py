@@ -18,6 +18,9 @@ from typing import Any, Literal
 
 from saf_jax.errors import UserError
 
+# Twice the upper edge of STOI's highest third-octave.
+_LEAST_STOI_HZ = 8600
+
 
 @dataclasses.dataclass(frozen=True)
 class STFTConfig:
@@ -117,8 +120,9 @@ class ModelConfig:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be at least 1")
         if self.layers < 0:
             raise UserError(f"model.layers={self.layers}: must be at least 0")
-        for name in ("heads", "norm_groups"):
-            if self.width % getattr(self, name):
+        attends = self.layer_kind == "transformer" or self.local_window
+        for name, used in (("heads", attends), ("norm_groups", self.norm == "group")):
+            if used and self.width % getattr(self, name):
                 raise UserError(f"model.{name}={getattr(self, name)}: must divide model.width={self.width}")
         if self.attention_kernel and (self.attention_kernel % 2 == 0 or not 3 <= self.attention_kernel <= 21):
             raise UserError(f"model.attention_kernel={self.attention_kernel}: must be odd from 3 to 21, or 0 for off")
@@ -307,6 +311,10 @@ class LossConfig:
                 raise UserError(f"loss.{field.name}={weight}: must not be negative")
         if not any(dataclasses.astuple(self)):
             raise UserError("loss: all weights are 0: give at least one term a weight")
+        if not any(dataclasses.astuple(dataclasses.replace(self, metric=0.0))):
+            raise UserError(
+                "loss.metric: validation has no such term: give another one, such as loss.complex, a weight"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,6 +417,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: must not be negative")
+        if self.seed >= 1 << 32:
+            raise UserError(f"train.seed={self.seed}: must be below {1 << 32}")
         if not self.steps and not self.epochs:
             raise UserError("train.steps and train.epochs are both 0: set one of them")
         if self.minutes < 0:
@@ -466,6 +476,16 @@ class Config:
         """Raises `UserError` for values that do not fit, naming the key."""
         for section in dataclasses.fields(self):
             getattr(self, section.name).check()
+        if self.data.crop_seconds * self.stft.sample_rate_hz < self.stft.window_samples:
+            raise UserError(
+                f"data.crop_seconds={self.data.crop_seconds}: must be at least a window, "
+                f"{self.stft.window_samples / self.stft.sample_rate_hz:g} s"
+            )
+        if self.loss.intelligibility and self.stft.sample_rate_hz < _LEAST_STOI_HZ:
+            raise UserError(
+                f"loss.intelligibility: STOI's bands reach to 4.3 kHz: stft.sample_rate_hz={self.stft.sample_rate_hz} "
+                f"must be at least {_LEAST_STOI_HZ}"
+            )
         if self.train.freeze_norm and (self.model.norm != "batch" or not self.train.init_from):
             raise UserError('train.freeze_norm: goes with model.norm="batch" and train.init_from alone')
 

@@ -9,7 +9,7 @@ from typing import Any
 from saf_jax import audio
 from saf_jax.composite_measures import CompositeScale
 from saf_jax.evaluation_inputs import match_enhanced
-from saf_jax.results import FileResult
+from saf_jax.results import ENHANCED, FileResult
 from saf_jax.scoring import Task, fingerprint
 
 Track = Callable[[Iterable, int, str], Iterable]
@@ -56,7 +56,7 @@ class EnhancedByNetwork:
         from saf_jax.evaluation_network import Clock, check_targets, load_network
         from saf_jax.info import describe
 
-        self._made = out / ("enhanced" if keep_audio else ".enhanced")
+        self._made = out / (ENHANCED if keep_audio else f".{ENHANCED}")
         check_targets(pairs, self._made)
         self._network, self._clock = load_network(os.fspath(weights)), Clock()
         self.folder = self._made if keep_audio else None

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 from saf_jax.config import STFTConfig
 
-# Below this magnitude (the signal having unit level) a phase is noise.
+# Below this compressed magnitude the phase is that of nothing. It lies far below the rounding of float32 (some 1e-6 of
+# unit level before compression): bands without any signal, as in speech brought up from 8 kHz, still have the phase of
+# rounding noise.
 PHASE_FLOOR = 1e-5
 _POWER_EPS = 1e-10
 
@@ -38,7 +40,7 @@ def magnitude_phase_real_imaginary(spectrum: jax.Array) -> tuple[jax.Array, jax.
 
     The imaginary parts of the DC and Nyquist bins are exactly zero in theory and of accidental sign in practice, which
     would throw their phase between pi and -pi: they are set to +0. The phase is 0 where the magnitude is below
-    `PHASE_FLOOR`, so that it is never the angle of rounding noise and its gradient is finite.
+    `PHASE_FLOOR`, as in digital silence, so that its gradient is finite.
 
     Args:
       spectrum: complex64 [..., T, F], compressed domain.

@@ -80,6 +80,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file atomically, in UTF-8."""
+    """Writes a text file atomically, in UTF-8.
+
+    Bytes of file names that are no UTF-8 are written as JSON escapes them (\\udce8): hours of work are not lost for
+    a name.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

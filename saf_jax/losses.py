@@ -310,7 +310,9 @@ _TERMS: dict[str, Callable[[Signals, Config], Term]] = {
 
 def loss_terms(signals: Signals, config: Config) -> dict[str, Term]:
     """All terms whose weight is not 0, by their names in `LossConfig`."""
-    return {name: term(signals, config) for name, term in _TERMS.items() if getattr(config.loss, name)}
+    # Several terms take spectra by matrix products, which some GPUs do with 10 bits unless told otherwise.
+    with jax.default_matmul_precision("highest"):
+        return {name: term(signals, config) for name, term in _TERMS.items() if getattr(config.loss, name)}
 
 
 def weighted_sum(terms: dict[str, Term], config: LossConfig) -> jax.Array:

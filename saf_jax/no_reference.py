@@ -16,7 +16,7 @@ from saf_jax.data.active_level import active_level_db
 from saf_jax.errors import UserError
 from saf_jax.evaluation_inputs import check_names
 from saf_jax.files import make_folder, write_text
-from saf_jax.results import write_json
+from saf_jax.results import ENHANCED, write_json
 
 HEADING = "Estimates without a reference: they describe the recordings, they do not score an enhancement."
 
@@ -127,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         ("--no-audio", args.no_audio),
         ("--composite-scale", args.composite_scale != "standard"),
         ("--name", args.name is not None),
+        ("--jobs", args.jobs is not None),
     ):
         if given:
             raise UserError(f"{option} is of no use here: leave it out with --no-reference")
@@ -166,7 +167,7 @@ def _after(args: argparse.Namespace, before: Mapping[str, Path]) -> tuple[dict[s
     if args.weights is not None:
         from saf_jax.evaluation_network import Clock, check_targets, enhance_pairs, load_network, output_path
 
-        made = Path(args.out) / "enhanced"
+        made = Path(args.out) / ENHANCED
         pairs = [audio.Pair(file, path, path) for file, path in before.items()]
         check_targets(pairs, made)
         outcomes = list(enhance_pairs(load_network(args.weights), pairs, made, Clock()))

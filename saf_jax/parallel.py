@@ -1,4 +1,4 @@
-"""Devices and processes. No other file names pmap, collectives, devices or processes."""
+"""Devices and processes: pmap, collectives, what is on which device, what which process does."""
 
 import contextlib
 import os
@@ -200,16 +200,6 @@ def to_checkpoint(state: Any) -> Any:
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (DEVICES,))
     return multihost_utils.host_local_array_to_global_array(state, mesh, jax.sharding.PartitionSpec())
-
-
-def from_checkpoint(state: Any) -> Any:
-    """The opposite of `to_checkpoint`."""
-    if jax.process_count() == 1:
-        return state
-    from jax.experimental import multihost_utils
-
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), (DEVICES,))
-    return multihost_utils.global_array_to_host_local_array(state, mesh, jax.sharding.PartitionSpec())
 
 
 def from_main_process(tree: Any) -> Any:

@@ -115,6 +115,11 @@ def initial_variables(config: Config) -> Any:
         from saf_jax.growth import can_grow, grow
 
         if can_grow(given.model, config.model):
+            if config.train.freeze_norm and config.model.layers > given.model.layers:
+                raise UserError(
+                    f"train.freeze_norm: the layers that train.init_from={source} has not have no averages to freeze: "
+                    "leave it out"
+                )
             return grow(variables, given.model, config.model, config.stft.bins, seed=config.train.seed)
     _check_same_network(given, config, f"train.init_from={source}: is another network")
     return variables

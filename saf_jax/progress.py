@@ -93,7 +93,7 @@ class TrainingProgress(Observer):
     def show(self, entry: dict[str, Any]) -> None:
         """Takes an entry of the log."""
         if entry["event"] == "train":
-            self._bar.update(self._task, loss=f"loss {entry['loss']:.4f}")
+            self._bar.update(self._task, loss=f"loss {entry['loss']:.4f}" if "loss" in entry else "no usable step")
             self._parts = _listed(entry)
         elif entry["event"] == "valid":
             gap = f" gap {entry['gap']:+.4f}" if "gap" in entry else ""

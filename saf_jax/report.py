@@ -13,10 +13,11 @@ from saf_jax.errors import UserError
 from saf_jax.files import write_text
 from saf_jax.metrics import METRICS
 from saf_jax.report_page import FILE_NAME, check_packages, render, sides
-from saf_jax.results import FileResult, Results, read_results
+from saf_jax.results import ENHANCED, SUMMARY, FileResult, Results, read_results
 from saf_jax.run_report import is_run, write_run_report
 
 _SIDES = ("noisy", "enhanced", "clean")
+_NEEDED = ("composite_scale", "folders", "seconds", "command", "commit", "versions", "intervals", "warnings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,8 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, files: in
     """
     check_packages()
     results = read_results(folder)
+    if missing := [key for key in _NEEDED if key not in results.summary]:
+        raise UserError(f"{results.folder / SUMMARY}: holds no {missing[0]!r}: evaluate again with this version")
     path = Path(out) if out is not None else results.folder / FILE_NAME
     write_text(path, render("report.html.j2", _content(results, files)))
     return path
@@ -159,8 +162,12 @@ def choose(files: Sequence[FileResult], count: int) -> dict[str, list[FileResult
 def _examples(results: Results, count: int) -> list[dict[str, Any]]:
     """The chosen files with pictures and sound."""
     found = {}
+    folders = dict(results.summary["folders"])
+    if folders.get("enhanced") and results.summary.get("weights") and (results.folder / ENHANCED).is_dir():
+        # The results' own, wherever the folder has been moved or copied to.
+        folders["enhanced"] = str(results.folder / ENHANCED)
     for side in _SIDES:
-        folder, paths = results.summary["folders"].get(side), []
+        folder, paths = folders.get(side), []
         # A folder that is gone, or whose recordings are, is said on the page.
         with contextlib.suppress(UserError):
             paths = audio.list_audio(folder) if folder else []

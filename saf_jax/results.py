@@ -14,7 +14,7 @@ from saf_jax.errors import UserError
 from saf_jax.files import explain_os_error, write_text
 from saf_jax.metrics import METRICS
 
-PER_FILE, SUMMARY = "per_file.csv", "summary.json"
+PER_FILE, SUMMARY, ENHANCED = "per_file.csv", "summary.json", "enhanced"
 
 NOISY_METRICS = tuple(f"noisy_{name}" for name in METRICS)
 """Names of the same metrics for the unprocessed input."""
@@ -170,6 +170,8 @@ def read_results(folder: str | os.PathLike) -> Results:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / SUMMARY}: cannot be read ({error}): evaluate again") from error
+    if not isinstance(summary, dict) or not {"files", "failed", "failures", "breakdowns"} <= summary.keys():
+        raise UserError(f"{folder / SUMMARY}: is not what an evaluation writes: evaluate again")
     files, conditions = read_per_file(folder)
     return Results(folder, summary, sorted(files, key=lambda item: item.file), conditions)
 

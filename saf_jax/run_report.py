@@ -71,7 +71,7 @@ def _content(workdir: Path) -> dict[str, Any]:
         "warnings": _warnings(entries),
         "plots": _plots(entries),
         "listen": _listening_files(workdir),
-        "config": _read_json(workdir / CONFIG_FILE),
+        "config": _read_json(workdir / CONFIG_FILE, "the run cannot be loaded without it: restore it"),
     }
 
 
@@ -103,7 +103,11 @@ def _headline(entries: list[Entry]) -> list[dict[str, str]]:
 def _facts(workdir: Path, entries: list[Entry]) -> list[tuple[str, str]]:
     starts = [entry for entry in entries if entry["event"] == "start"]
     last = entries[-1] if entries else {"event": "nothing", "step": 0}
-    state = {"end": "finished", "preempted": "stopped, the same command resumes"}.get(last["event"], "under way")
+    state = {
+        "end": "finished",
+        "stopped_early": "finished, stopped early",
+        "preempted": "stopped, the same command resumes",
+    }.get(last["event"], "under way")
     speed = curve(entries, "train", "audio_seconds_per_second")
     facts = [("state", f"{state}, step {last['step']:,}")]
     if starts:
@@ -177,7 +181,7 @@ def _listening_files(workdir: Path) -> dict[str, Any] | None:
     return {"step": index["step"], "files": found}
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, mend: str = "remove it") -> Any:
     """What a JSON file holds; None where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -186,4 +190,4 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {explain_os_error(error)}") from error
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}): remove it") from error
+        raise UserError(f"{path}: is damaged ({error}): {mend}") from error

@@ -47,15 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from saf_jax.config import load_config
     from saf_jax.jit_cache import use_compilation_cache
-    from saf_jax.results import SUMMARY
     from saf_jax.sweep_processes import locked
-    from saf_jax.sweep_runs import RECORD_FILE, SCORES_FOLDER, unscored_files
+    from saf_jax.sweep_runs import SCORES_FOLDER, discard_damaged_scores, is_scored, is_trained, unscored_files
 
     config = load_config(args.config, args.set)
     use_compilation_cache()
     # Another sweep that wants the same run waits, and then finds it done.
     with locked(args.workdir / ".lock"):
-        if not (args.workdir / RECORD_FILE).is_file():
+        if not is_trained(args.workdir):
             from saf_jax.training import train_and_evaluate
 
             if train_and_evaluate(config, args.workdir, quiet=True)["preempted"]:
@@ -64,9 +63,10 @@ def _run(args: argparse.Namespace) -> int:
         failed = 0
         for key, clean, noisy in args.score:
             out = args.workdir / SCORES_FOLDER / key
-            if not (out / SUMMARY).is_file() or unscored_files(out):
+            if not is_scored(out) or unscored_files(out):
                 from saf_jax.evaluation import evaluate
 
+                discard_damaged_scores(out)
                 summary = evaluate(
                     clean=clean, noisy=noisy, out=out, weights=args.workdir, keep_audio=False, quiet=True
                 )

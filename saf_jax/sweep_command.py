@@ -71,10 +71,19 @@ class _Plan:
 def _plan(args: argparse.Namespace) -> _Plan:
     import dataclasses
 
-    from saf_jax.config import load_config
+    from saf_jax.config import Config, load_config
     from saf_jax.sweep_data import audio_folder, plan_data
     from saf_jax.sweep_runs import plan_runs
-    from saf_jax.sweep_spec import TestSet, load_budget, load_spec, parse_overrides, settings_of, varied_keys
+    from saf_jax.sweep_spec import (
+        TestSet,
+        changed_settings,
+        load_budget,
+        load_spec,
+        own_data,
+        parse_overrides,
+        settings_of,
+        varied_keys,
+    )
 
     name, spec = load_spec(args.spec)
     budget = load_budget(args.budget)
@@ -90,10 +99,17 @@ def _plan(args: argparse.Namespace) -> _Plan:
     )
     spec = dataclasses.replace(spec, tests=(*spec.tests, *tests))
     base = load_config(spec.base)
-    shared = {**budget.set, **spec.set, **spec.budgets.get(args.budget, {}), **given}
+    # Recordings that the base config names count like those that the call names.
+    named = {key: value for key, value in changed_settings(base, Config()).items() if key.startswith("data.")}
+    shared = {**named, **budget.set, **spec.set, **spec.budgets.get(args.budget, {}), **given}
     data = plan_data(workdir, audio_folder(args.audio), budget, shared, [row.noise for row in spec.rows], spec.tests)
     rows = {
-        row.name: {**settings_of(spec, row, args.budget, budget), **given, **data.settings_for(row.noise)}
+        row.name: {
+            **settings_of(spec, row, args.budget, budget),
+            **given,
+            **data.settings_for(row.noise),
+            **own_data(row, args.budget),
+        }
         for row in spec.rows
     }
     usual = {**budget.set, **data.settings}

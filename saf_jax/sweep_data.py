@@ -151,8 +151,10 @@ def plan_data(
     noise: dict[NoiseFiles, Path] = {}
     for selection in dict.fromkeys(selections):
         if selection != NoiseFiles():
-            noise[selection], maker = _manifest(folder, settings.get("data.train_noise", ()), selection, places)
+            noise[selection], known, maker = _manifest(folder, settings.get("data.train_noise", ()), selection, places)
             makers.append(maker)
+            # In front of the folder that it lies in, which stands for a part of its path only.
+            places = {str(noise[selection]): portable(str(known), places), **places}
     names = [item.name for item in sets]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two sets to score are called {twice[0]!r}: give the one of --test or tests another name")
@@ -277,8 +279,13 @@ def _make_babble(folder: Path, voices: Path) -> None:
 
 def _manifest(
     folder: Path, sources: Sequence[str] | str, selection: NoiseFiles, places: Mapping[str, str]
-) -> tuple[Path, Callable[[], None]]:
-    """The manifest that stands for a selection of the noise in folders, and what writes it."""
+) -> tuple[Path, Path, Callable[[], None]]:
+    """The manifest that stands for a selection of the noise in folders.
+
+    Returns:
+      The manifest, the name that it is known by wherever the recordings lie, and what writes it. It names the files by
+      their paths: machines that have them in different places write one each.
+    """
     from saf_jax.data.examples import list_files
     from saf_jax.data.manifest import write_manifest
 
@@ -293,13 +300,13 @@ def _manifest(
     if not chosen:
         raise UserError(f"{', '.join(sources)}: nothing is left of the noise after {selection}")
     known = [[portable(str(path), places), path.stat().st_size] for path in chosen]
-    out = folder / f"noise-{_hash(known)}.csv"
+    absolute = [str(path.absolute()) for path in chosen]
+    out = folder / f"noise-{_hash(known)}-{_hash(absolute)}.csv"
 
     def make() -> None:
-        rows = [(str(path.absolute()), "noise", "train") for path in chosen]
-        write_manifest(out, ("file", "kind", "split"), rows)
+        write_manifest(out, ("file", "kind", "split"), [(path, "noise", "train") for path in absolute])
 
-    return out, make
+    return out, folder / f"noise-{_hash(known)}.csv", make
 
 
 def _selected(name: str, selection: NoiseFiles) -> bool:

@@ -45,7 +45,8 @@ def _cell(metric: str, cell: Mapping[str, Any]) -> str:
     texts = cell_texts(metric, cell)
     if not texts["difference"]:
         return texts["mean"]
-    return f"{texts['mean']}; {texts['difference']} ({texts['low']} to {texts['high']})"
+    interval = f" ({texts['low']} to {texts['high']})" if texts["low"] else ""
+    return f"{texts['mean']}; {texts['difference']}{interval}"
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:

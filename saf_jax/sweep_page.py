@@ -1,5 +1,6 @@
 """The page of a sweep: tables, what a metric costs, curves, and where each row comes from."""
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from saf_jax.files import write_text
 from saf_jax.metrics import METRICS
 from saf_jax.report_page import check_packages, render
 from saf_jax.results import finite
-from saf_jax.run_log import Curve, curve, read_log, thinned
+from saf_jax.run_log import Curve, Entry, curve, read_log, thinned
 from saf_jax.sweep_results import COST_TITLES, LEGEND, Table, cell_texts, cost_texts
 
 FILE_NAME = "index.html"
@@ -21,6 +22,9 @@ _DRAWN = ("wb_pesq", "si_sdr_db")
 _COSTS = {"parameters": "parameters", "gmac_per_second": "GMAC per second of audio"}
 _POINTS = 200
 _MOST_COLOURS = 10
+# Their numbers have no common divisor with that of the colours: no two of 70 rows are drawn alike.
+_MARKERS, _LINES = "os^vDPX", ("-", "--", ":")
+_LEGEND_COLUMNS, _LONGEST_LABEL = 2, 38
 
 
 def write_page(table: Table, workdir: Path, folder: Path) -> Path:
@@ -122,34 +126,23 @@ def _scatter(points: Sequence[tuple[str, float, float, float | None]], x_title: 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    figure = Figure(figsize=_size(len(points)), layout="constrained")
     axes = figure.subplots()
     for place, (name, x, y, spread) in enumerate(points):
-        colour = _colour(place)
-        axes.errorbar(
-            [x], [y], yerr=finite(spread) or 0.0, fmt="o", markersize=5, capsize=3, color=colour, label=_label(name)
-        )
+        style = {"color": _colour(place), "fmt": _MARKERS[place % len(_MARKERS)], "label": _label(name)}
+        axes.errorbar([x], [y], yerr=finite(spread) or 0.0, markersize=5, capsize=3, **style)
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(axis="x", style="plain", useOffset=False)
     axes.set_xlabel(x_title)
     axes.set_ylabel(y_title)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7)
+    _finish(figure, axes)
     return report_figures.picture(figure, "png")
 
 
 def _curve_plots(table: Table, workdir: Path) -> list[tuple[str, str]]:
     """Training and validation loss of all rows, means over seeds."""
-    logs = {}
-    for row in table["rows"]:
-        for run in row["runs"]:
-            try:
-                entries = read_log(workdir / run["folder"])
-            except UserError:
-                continue  # not begun, or elsewhere
-            logs.setdefault(row["name"], []).append(entries)
+    logs = {row["name"]: found for row in table["rows"] if (found := _logs(row, workdir))}
     plots = []
     for title, event, key in (("training loss", "train", "loss"), ("validation loss", "valid", "valid_loss")):
         curves = {
@@ -160,6 +153,16 @@ def _curve_plots(table: Table, workdir: Path) -> list[tuple[str, str]]:
         if curves:
             plots.append((title, _lines(curves)))
     return plots
+
+
+def _logs(row: Mapping[str, Any], workdir: Path) -> list[list[Entry]]:
+    """Logs of the runs that are done; without any, the longest: one that has just begun would cut the mean short."""
+    found = {True: [], False: []}
+    for run in row["runs"]:
+        # Not begun, or elsewhere: passed over.
+        with contextlib.suppress(UserError):
+            found[run["state"] == "done"].append(read_log(workdir / run["folder"]))
+    return found[True] or sorted(found[False], key=lambda log: log[-1].get("step", -1) if log else -1)[-1:]
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -174,29 +177,42 @@ def _lines(curves: Mapping[str, Curve]) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    figure = Figure(figsize=_size(len(curves)), layout="constrained")
     axes = figure.subplots()
     for place, (name, points) in enumerate(curves.items()):
-        marker = "o" if len(points.steps) <= 10 else None
         axes.plot(
             points.steps,
             points.values,
             color=_colour(place),
             label=_label(name),
             linewidth=1.1,
-            marker=marker,
+            linestyle=_LINES[place % len(_LINES)],
+            # One in ten of a long curve: the marks tell rows apart where colours do not.
+            marker=_MARKERS[place % len(_MARKERS)],
+            markevery=max(1, len(points.steps) // 10),
             markersize=3,
         )
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7)
+    _finish(figure, axes)
     return report_figures.picture(figure, "png")
 
 
+def _size(entries: int) -> tuple[float, float]:
+    """Inches of a picture with so many entries in the legend below it."""
+    return 4.6, 2.9 + 0.17 * -(-entries // _LEGEND_COLUMNS)
+
+
+def _finish(figure: Any, axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Below the axes, where it covers nothing however many rows there are.
+    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=7)
+
+
 def _label(name: str) -> str:
-    """A name for a legend: no formula, and not one of those that matplotlib hides."""
+    """A name for a legend: no formula, not one of those that matplotlib hides, and no wider than its column."""
+    name = name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
     return " " * name.startswith("_") + name.replace("$", r"\$")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -12,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from saf_jax.files import make_folder, user_errors
+from saf_jax.errors import UserError
+from saf_jax.files import explain_os_error, make_folder, user_errors
 
 _POLL_SECONDS = 0.2
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,17 +195,26 @@ def describe_status(status: int, last_line: str) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a file's lock during the block; who else wants it waits. Does nothing on systems without such locks."""
+    """Holds a file's lock during the block; who else wants it waits.
+
+    On systems and file systems without such locks it does nothing but warn.
+    """
     make_folder(path.parent)
     with user_errors(path):
         file = path.open("w")
     with file:
         try:
             import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
         except ImportError:
             pass
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise UserError(f"cannot lock {path}: {explain_os_error(error)}") from error
+            print(
+                f"warning: {path}: no locks on this file system: do not start two sweeps there at once", file=sys.stderr
+            )
         yield
 
 

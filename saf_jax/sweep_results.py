@@ -13,11 +13,13 @@ from saf_jax.errors import UserError
 from saf_jax.files import write_text
 from saf_jax.metrics import METRICS
 from saf_jax.results import Results, finite, read_results, write_json
+from saf_jax.statistics import FEWEST_FILES
 from saf_jax.sweep_data import ScoreSet
 from saf_jax.sweep_runs import RECORD_FILE, PlannedRun, read_json, scores_folder, state_of
 from saf_jax.sweep_spec import Spec
 from saf_jax.sweep_statistics import (
     BETTER,
+    FEW_FILES,
     ONE_SEED,
     UNCLEAR,
     WITHIN_SEEDS,
@@ -29,14 +31,15 @@ from saf_jax.sweep_statistics import (
     verdict,
 )
 
-MARKS = {BETTER: "+", WORSE: "-", WITHIN_SEEDS: "~", UNCLEAR: "=", ONE_SEED: "?"}
+MARKS = {BETTER: "+", WORSE: "-", WITHIN_SEEDS: "~", UNCLEAR: "=", ONE_SEED: "?", FEW_FILES: "?"}
 """What stands behind a difference in tables."""
 
 LEGEND = (
     "± standard deviation over seeds. Differences: per file, over the mean of the seeds; 95 % bootstrap interval over "
     "files.",
     "~ within the spread of the seeds (Student's t, 95 %, deviation pooled over all rows); = beyond it, but the "
-    "interval over files holds 0; + better, - worse beyond both; ? unknown: too few seeds.",
+    "interval over files holds 0; + better, - worse beyond both; ? unknown: too few seeds, or fewer than "
+    f"{FEWEST_FILES} files.",
 )
 
 Table = dict[str, Any]
@@ -201,7 +204,8 @@ def cell_texts(metric: str, cell: Mapping[str, Any]) -> dict[str, str]:
         texts["mean"] += f" ±{number(metric, spread)}"
     if "verdict" in cell:
         texts["difference"] = f"{signed(metric, cell['difference'])} {MARKS[cell['verdict']]}"
-        texts["low"], texts["high"] = (signed(metric, cell[end]) for end in ("low", "high"))
+        if finite(cell["low"]) is not None:
+            texts["low"], texts["high"] = (signed(metric, cell[end]) for end in ("low", "high"))
         texts["verdict"] = cell["verdict"]
     return texts
 

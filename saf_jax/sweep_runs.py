@@ -1,5 +1,6 @@
 """The runs of a sweep: what each is known by, where it lies, and what of it is there."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -10,7 +11,7 @@ from typing import Any
 
 from saf_jax.config import Config, config_to_dict
 from saf_jax.errors import UserError
-from saf_jax.results import SUMMARY
+from saf_jax.results import PER_FILE, SUMMARY, read_per_file, read_results
 from saf_jax.run_log import LOG_FILE
 from saf_jax.sweep_data import ScoreSet, SweepData, listing_of, portable, training_folders
 from saf_jax.sweep_spec import Settings, Spec, as_overrides, changed_settings, resolve, slug
@@ -155,8 +156,8 @@ def identity_of(config: Config, places: Mapping[str, str], recordings: str = "")
 
 def state_of(run: PlannedRun, sets: Sequence[ScoreSet]) -> State:
     """Looks at a run's folder."""
-    trained = (run.folder / RECORD_FILE).is_file()
-    missing = tuple(item for item in sets if not (scores_folder(run, item) / SUMMARY).is_file())
+    trained = is_trained(run.folder)
+    missing = tuple(item for item in sets if not is_scored(scores_folder(run, item)))
     unscored = [f"{item.name}: {text}" for item in sets if (text := unscored_files(scores_folder(run, item)))]
     failure = read_json(run.folder / FAILURE_FILE)
     entry = last_entry(run.folder)
@@ -169,10 +170,32 @@ def state_of(run: PlannedRun, sets: Sequence[ScoreSet]) -> State:
     )
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether a run has noted that it ended; a damaged note counts as none, and is written again."""
+    return {"parameters", "gmac_per_second", "seconds_per_step"} <= (read_json(folder / RECORD_FILE) or {}).keys()
+
+
+def is_scored(folder: Path) -> bool:
+    """Whether a folder holds a finished evaluation that can be read."""
+    with contextlib.suppress(UserError):
+        read_results(folder)
+        return True
+    return False
+
+
+def discard_damaged_scores(folder: Path) -> None:
+    """Removes a table of scores that cannot be read, so that all files are scored again."""
+    if (folder / PER_FILE).is_file():
+        try:
+            read_per_file(folder)
+        except UserError:
+            (folder / PER_FILE).unlink()
+
+
 def unscored_files(folder: Path) -> str | None:
     """What a finished evaluation could not score, in words; None where it scored all or has not finished."""
     summary = read_json(folder / SUMMARY)
-    if not summary or not summary["failed"]:
+    if not summary or not summary.get("failed"):
         return None
     first = next(item for item in summary["failures"] if item["metric"] is None)
     return f"files without scores: {summary['failed']} ({first['file']}: {first['reason']})"

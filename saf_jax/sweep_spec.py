@@ -177,6 +177,12 @@ def settings_of(spec: Spec, row: Row, budget_name: str, budget: Budget) -> Setti
     }
 
 
+def own_data(row: Row, budget_name: str) -> Settings:
+    """What a row sets of the section `data`: it wins over the sweep's data, like all that rows set."""
+    own = {**row.set, **row.budgets.get(budget_name, {})}
+    return {key: value for key, value in own.items() if key.startswith("data.")}
+
+
 def varied_keys(spec: Spec) -> set[str]:
     """The fields that rows set: a call cannot set them for all."""
     return {key for row in spec.rows for part in (row.set, *row.budgets.values()) for key in part}
@@ -265,6 +271,16 @@ def _completed(spec: Spec, where: str) -> Spec:
     ):
         if "train.seed" in settings:
             raise UserError(f"{where}: train.seed: every row is trained with all seeds: name them in seeds")
+    for row in rows:
+        for key in {key for part in (row.set, *row.budgets.values()) for key in part}:
+            if key.startswith("data.valid_"):
+                raise UserError(
+                    f"{where}: row {row.name!r}: {key}: all rows are scored on the same files: name them in set"
+                )
+            if key == "data.train_noise" and row.noise != NoiseFiles():
+                raise UserError(
+                    f"{where}: row {row.name!r}: give one of noise and data.train_noise: they choose the same"
+                )
     for test in spec.tests:
         _check_test(test, where)
     tests = [test.name for test in spec.tests]

@@ -11,7 +11,8 @@ from saf_jax.statistics import Mean, bootstrap_mean
 Scores = Mapping[str, float]
 """A metric's value by file, of one run."""
 
-BETTER, WORSE, WITHIN_SEEDS, UNCLEAR, ONE_SEED = "better", "worse", "within seeds", "unclear over files", "one seed"
+BETTER, WORSE, WITHIN_SEEDS, UNCLEAR = "better", "worse", "within seeds", "unclear over files"
+ONE_SEED, FEW_FILES = "one seed", "too few files"
 
 
 class Spread(NamedTuple):
@@ -82,6 +83,8 @@ def verdict(difference: Mean, margin: float) -> str:
         return ONE_SEED
     if abs(difference.mean) <= margin:
         return WITHIN_SEEDS
+    if math.isnan(difference.low):
+        return FEW_FILES
     if difference.low > 0:
         return BETTER
     return WORSE if difference.high < 0 else UNCLEAR

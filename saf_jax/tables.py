@@ -25,6 +25,10 @@ TITLES = {
 _COST_TITLES = {"parameters_m": "Params (M)", "gmac_per_second": "GMAC/s"}
 _COMPOSITES = ("csig", "cbak", "covl")
 _MARK = "†"
+_LATEX = str.maketrans(
+    {character: "\\" + character for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", _MARK: r"$^\dagger$"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,10 @@ def measured_rows(summary: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name, prefix in (("noisy (measured)", "noisy_"), (summary["name"], "")):
         means = {metric: summary.get(prefix + metric) for metric in METRICS}
-        cells = {metric: number(metric, value) for metric, value in means.items() if value is not None}
+        # NaN before it went through JSON, None after.
+        cells = {
+            metric: number(metric, value) for metric, value in means.items() if value is not None and value == value
+        }
         if not prefix and summary.get("parameters") is not None:
             cells["parameters_m"] = f"{summary['parameters'] / 1e6:.3g}"
             cells["gmac_per_second"] = f"{summary['gmac_per_second']:.3g}"
@@ -199,9 +206,7 @@ def format_latex(rows: Sequence[Row]) -> str:
 def _latex(text: str) -> str:
     if text == "-":
         return "--"
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text.replace(_MARK, r"$^\dagger$")
+    return text.translate(_LATEX)
 
 
 def format_csv(rows: Sequence[Row]) -> str:

@@ -150,17 +150,17 @@ class _Loop:
         results = jax.device_get(self._results)
         first = self._step - len(results) + 1
         self._results = []
-        bad_steps = [step for step, result in enumerate(results, first) if not result["usable"]]
         good = [result for result in results if result["usable"]]
-        for result in results:
-            self._run.host.bad_steps = 0 if result["usable"] else self._run.host.bad_steps + 1
+        # Without a usable step there is nothing to average, but the line still says so.
+        means = {key: float(np.mean([result[key] for result in good])) for key in (good or [{}])[0] if key != "usable"}
         if good:
-            means = {key: float(np.mean([result[key] for result in good])) for key in good[0] if key != "usable"}
             self._gap.add(means, len(good))
-            rate = self._progress.advance(self._step)
-            self._run.log("train", step=self._step, skipped=len(bad_steps), **means, **rate)
-        if self._run.host.bad_steps >= _MAX_BAD_STEPS:
-            self._give_up(bad_steps[-_MAX_BAD_STEPS:])
+        rate = self._progress.advance(self._step)
+        self._run.log("train", step=self._step, skipped=len(results) - len(good), **means, **rate)
+        for step, result in enumerate(results, first):
+            self._run.host.bad_steps = [] if result["usable"] else [*self._run.host.bad_steps, step]
+            if len(self._run.host.bad_steps) >= _MAX_BAD_STEPS:
+                self._give_up(self._run.host.bad_steps)
 
     def _give_up(self, bad_steps: list[int]) -> None:
         size, path = self._train.batch_size, self._run.workdir / "bad_batch.txt"
@@ -170,7 +170,7 @@ class _Loop:
         if parallel.is_main_process():
             write_text(path, "\n".join(dict.fromkeys(names)) + "\n")
         raise UserError(
-            f"{self._run.workdir}: {self._run.host.bad_steps} steps in a row gave no usable gradient: lower "
+            f"{self._run.workdir}: {len(bad_steps)} steps in a row gave no usable gradient: lower "
             f"train.learning_rate or look at the files in {path}"
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saf_jax import parallel, tensorboard
-from saf_jax.best_metric import check_best_metric
+from saf_jax.best_metric import check_best_metric, resolved_metric
 from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, holds_checkpoints, read_run_config
 from saf_jax.companions import Companion
 from saf_jax.config import Config, config_differences, config_to_dict
@@ -40,7 +40,7 @@ class HostState:
       stalled: validations since then, or since the last halving of the learning rate.
       best_rating: highest rating so far, for the early stop.
       unimproved: ratings since then.
-      bad_steps: unusable steps in a row.
+      bad_steps: the last unusable steps, if no usable one came after them.
       seconds: that the steps took, for `train.minutes`; 0 without.
     """
 
@@ -49,7 +49,7 @@ class HostState:
     stalled: int = 0
     best_rating: float | None = None
     unimproved: int = 0
-    bad_steps: int = 0
+    bad_steps: list[int] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
     def learning_rate_factor(self, valid_loss: float, patience: int) -> float:
@@ -123,6 +123,8 @@ class Run:
         """What a checkpoint at `step` holds besides the arrays, JSON-able."""
         return {
             "data": data_state,
+            "validation": self.validation.fingerprint,
+            "judged_by": resolved_metric(self.config),
             "host": dataclasses.asdict(self.host),
             "companions": {companion.name: companion.get_state(step) for companion in self.companions},
         }
@@ -130,10 +132,30 @@ class Run:
     def restore_meta(self, meta: dict[str, Any], step: int, state: Any) -> None:
         """Goes on where `meta` was called."""
         self.batches.set_state(meta["data"])
+        self._check_judge(meta)
         self.host = HostState(**meta["host"])
+        if isinstance(self.host.bad_steps, int):
+            # A checkpoint of an earlier version, which counted them.
+            self.host.bad_steps = list(range(step - self.host.bad_steps + 1, step + 1))
         for companion in self.companions:
             if companion.name in meta["companions"]:
                 companion.set_state(meta["companions"][companion.name], step, state)
+
+    def _check_judge(self, meta: dict[str, Any]) -> None:
+        """Ratings of other recordings, or on another scale, cannot be held against those to come."""
+        # Checkpoints of earlier versions do not say.
+        if meta.get("validation", self.validation.fingerprint) != self.validation.fingerprint:
+            raise UserError(
+                f"{self.workdir}: the recordings of data.valid_clean and data.valid_noisy differ from the "
+                "checkpoint's: put the old ones back, or start in a new --workdir"
+            )
+        mine = resolved_metric(self.config)
+        if (there := meta.get("judged_by", mine)) != mine:
+            mend = "install" if there == "wb_pesq" else "remove"
+            raise UserError(
+                f"{self.workdir}: its checkpoints were judged by {there}, now it would be by {mine}: {mend} the "
+                "package pesq, or start in a new --workdir"
+            )
 
 
 def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, quiet: bool) -> Run:
@@ -171,7 +193,7 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
 
 
 def _claim_workdir(config: Config, workdir: Path) -> None:
-    """Makes the folder and writes the config into it, or checks that the one of the run in it is the same."""
+    """Makes the folder and writes the config into it; a run that is in it must have the same, but for its means."""
     make_folder(workdir)
     if (workdir / CONFIG_FILE).exists() and _has_begun(workdir):
         differences = [
@@ -184,7 +206,8 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
                 f"{workdir}: holds a run with another config; differing: {'; '.join(differences)}: use these values or "
                 "another --workdir"
             )
-    elif parallel.is_main_process():
+    # Also after such a change: the file tells what the run is by now.
+    if parallel.is_main_process():
         write_text(workdir / CONFIG_FILE, json.dumps(config_to_dict(config), indent=2) + "\n")
 
 

@@ -81,7 +81,8 @@ def window_sums(rows: jax.Array, frames: int | None, config: STFTConfig) -> jax.
     index = rows[..., None] - jnp.arange(ratio)
     exists = index >= 0 if frames is None else (index >= 0) & (index < frames)
     squared = jnp.asarray(hann(config.window_samples) ** 2).reshape(ratio, config.hop_samples)
-    return jnp.maximum(exists.astype(jnp.float32) @ squared, 1e-8)
+    # Some GPUs multiply float32 with 10 bits unless told otherwise, which would change the signal's level.
+    return jnp.maximum(jnp.matmul(exists.astype(jnp.float32), squared, precision="highest"), 1e-8)
 
 
 def istft(spectrum: jax.Array, config: STFTConfig, length: int) -> jax.Array:

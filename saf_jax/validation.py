@@ -1,5 +1,9 @@
 """The validation loss: over all validation recordings, on all devices."""
 
+import hashlib
+import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +19,9 @@ from saf_jax.training_step import TrainState, build_validation_step
 class Validation:
     """Measures the loss of a state on the validation recordings, cut into crops.
 
+    Attributes:
+      fingerprint: changes with the recordings.
+
     Args:
       config: all settings.
 
@@ -24,7 +31,9 @@ class Validation:
 
     def __init__(self, config: Config):
         self._config = config
-        self._batches = _validation_batches(config)
+        pairs = pipeline.validation_pairs(config)
+        self.fingerprint = _fingerprint(pairs)
+        self._batches = _validation_batches(config, pairs)
         self._step = parallel.map_over_devices(build_validation_step(config))
 
     def measure(self, state: TrainState) -> tuple[float, dict[str, float]]:
@@ -40,11 +49,21 @@ class Validation:
         )
 
 
-def _validation_batches(config: Config) -> list[dict[str, np.ndarray]]:
+def _fingerprint(pairs: Sequence[pipeline.ValidationPair]) -> str:
+    """Of the files' names, lengths and levels, not of their bits: another decoder may round otherwise."""
+
+    def level_db(samples: np.ndarray) -> float:
+        return round(10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))) + 1e-12), 1)
+
+    listing = [[pair.name, len(pair.clean), level_db(pair.clean), level_db(pair.noisy)] for pair in pairs]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
+
+def _validation_batches(config: Config, pairs: Sequence[pipeline.ValidationPair]) -> list[dict[str, np.ndarray]]:
     """This process's part of the recordings, cut into crops of one length: one compiled program serves all."""
     size = round(config.data.crop_seconds * config.stft.sample_rate_hz)
     crops = []
-    for pair in pipeline.validation_pairs(config):
+    for pair in pairs:
         for start in range(0, len(pair.noisy), size):
             noisy, clean = pair.noisy[start : start + size], pair.clean[start : start + size]
             fill = (0, size - len(noisy))

@@ -228,6 +228,13 @@ def test_listing_finds_audio_in_all_folders_and_passes_over_the_rest(tmp_path):
     assert audio.list_audio(tmp_path) == [tmp_path / "b.wav", tmp_path / "sub/a.FLAC"]
 
 
+@pytest.mark.parametrize("name", ["a.bwf", "a.wave", "a.snd", "a.SPH", "a.nist"])
+def test_listing_takes_the_older_endings_that_can_be_read(tmp_path, name):
+    audio.write(tmp_path / name, Audio(SAMPLES[:, None], 16000))
+    assert audio.list_audio(tmp_path) == [tmp_path / name]
+    assert len(audio.read(tmp_path / name).samples) == len(SAMPLES)
+
+
 def test_listing_follows_links_to_folders_but_not_in_circles(tmp_path):
     for name in ("set/a.wav", "elsewhere/sub/b.wav", ".store/c.wav"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -132,7 +132,7 @@ BAD_VALUES = [
     ("model.norm_groups=0", "model.norm_groups=0: must be at least 1"),
     ("model.layers=-1", "model.layers=-1: must be at least 0"),
     ("model.heads=5", "model.heads=5: must divide model.width=64"),
-    ("model.norm_groups=5", "model.norm_groups=5: must divide model.width=64"),
+    (["model.norm=group", "model.norm_groups=5"], "model.norm_groups=5: must divide model.width=64"),
     ("model.attention_kernel=4", "model.attention_kernel=4: must be odd from 3 to 21, or 0"),
     ("model.attention_kernel=1", "model.attention_kernel=1"),
     ("model.attention_kernel=23", "model.attention_kernel=23"),
@@ -144,8 +144,10 @@ BAD_VALUES = [
     ("model.tcn_dilations=[1, 0]", "model.tcn_dilations=[1, 0]: dilations must be at least 1"),
     ("model.dense_dilations=[0]", "model.dense_dilations=[0]: dilations must be at least 1"),
     ("train.seed=-1", "train.seed=-1: must not be negative"),
+    ("train.seed=4294967296", "train.seed=4294967296: must be below 4294967296"),
     ("train.weight_decay=-1", "train.weight_decay=-1.0: must not be negative"),
     ("data.crop_seconds=0", "data.crop_seconds=0.0: must be positive"),
+    ("data.crop_seconds=0.01", "data.crop_seconds=0.01: must be at least a window, 0.02 s"),
     ("data.workers=-1", "data.workers=-1: must not be negative"),
     ("data.cache_gb=-1", "data.cache_gb=-1.0: must not be negative"),
     (["data.train_noise=[a]", "data.train_noise_weights=[1, 2]"], "data.train_noise_weights=[1.0, 2.0]"),
@@ -163,6 +165,8 @@ BAD_VALUES = [
     ("mixing.band_limit_hz=[10, 3000]", "mixing.band_limit_hz=[10.0, 3000.0]: must be at least 100"),
     ("mixing.clipping_part=[0, 0.6]", "mixing.clipping_part=[0.0, 0.6]: must lie in [0, 0.5)"),
     (["loss.complex=0", "loss.magnitude=0"], "loss: all weights are 0"),
+    (["loss.complex=0", "loss.magnitude=0", "loss.metric=1"], "loss.metric: validation has no such term"),
+    (["loss.intelligibility=1", "stft.sample_rate_hz=8000"], "stft.sample_rate_hz=8000 must be at least 8600"),
     ("loss.complex=-1", "loss.complex=-1.0: must not be negative"),
     ("train.batch_size=0", "train.batch_size=0: must be at least 1"),
     ("train.plateau_epochs=0", "train.plateau_epochs=0: must be at least 1"),
@@ -293,3 +297,14 @@ def test_override_checks_even_without_changes():
     broken = dataclasses.replace(Config(), model=dataclasses.replace(Config().model, heads=5))
     with pytest.raises(UserError, match=r"model\.heads=5"):
         override(broken, [])
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["model.width=30", "model.heads=3"],
+        ["model.width=30", "model.local_window=0", "model.norm_groups=5"],
+    ],
+)
+def test_what_does_not_apply_is_not_asked_for(items):
+    assert load_config("paper", items).model.width == 30

@@ -6,6 +6,7 @@ import networks
 import numpy as np
 import pytest
 
+from saf_jax.errors import UserError
 from saf_jax.growth import can_grow, grow
 from saf_jax.model.net import SAFNet
 from saf_jax.pretrained import initial_variables, save_weights
@@ -85,6 +86,9 @@ def test_training_starts_from_a_smaller_network(tmp_path):
     save_weights(path, given, networks.net_variables(given))
     start = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, init_from=str(path)))
     state = init_state(start, initial_variables(start))
+    frozen = dataclasses.replace(start, train=dataclasses.replace(start.train, freeze_norm=True))
+    with pytest.raises(UserError, match=r"train\.freeze_norm: the layers that .* has not have no averages to freeze"):
+        initial_variables(frozen)
     expected = grow(networks.net_variables(given), given.model, wanted.model, given.stft.bins, seed=start.train.seed)
     jax.tree.map(np.testing.assert_array_equal, state.params, expected["params"])
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, expected["batch_stats"])

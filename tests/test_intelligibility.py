@@ -63,6 +63,16 @@ def test_what_lies_beyond_the_end_and_silent_or_short_targets_do_not_count():
     assert float(total) == pytest.approx(float(alone.total), rel=1e-4)
 
 
+def test_a_target_too_quiet_to_be_heard_does_not_count():
+    """STOI scales what it compares: the dither of a speech-free target would count as speech."""
+    clean, noisy = speech_in_noise([1, 2])
+    clean[1] *= 1e-4
+    total, count = intelligibility_error(noisy, clean, np.array([N, N]), RATE)
+    alone = intelligibility_error(noisy[:1], clean[:1], np.array([N]), RATE)
+    assert float(count) == float(alone.count) > 0
+    assert float(total) == pytest.approx(float(alone.total), rel=1e-4)
+
+
 def test_gradients_are_finite_where_there_is_nothing():
     assert finite_where_nothing_is(intelligibility_error, speech_in_noise([1])[0])
 

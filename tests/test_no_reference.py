@@ -94,6 +94,7 @@ def test_before_alone_needs_no_output_folder(tmp_path, capsys):
         (["--no-audio"], "--no-audio is of no use here"),
         (["--composite-scale", "divided"], "--composite-scale is of no use here"),
         (["--name", "x"], "--name is of no use here"),
+        (["--jobs", "2"], "--jobs is of no use here"),
         (["--enhanced", "{root}/twice"], "have the same name without ending"),
         (["--weights", "x", "--out", "{root}/made"], "s0.wav: was not made by an earlier call"),
         (["--weights", "x"], "--out is missing"),

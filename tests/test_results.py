@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saf_jax.errors import UserError
+from saf_jax.evaluation_summary import summarise
 from saf_jax.metrics import METRICS
 from saf_jax.results import NOISY_METRICS, FileResult, read_per_file, read_results, write_json, write_per_file
 
@@ -58,8 +59,16 @@ def test_json_is_strict_at_any_depth(tmp_path):
 )
 def test_damaged_tables_are_named(damage, tmp_path):
     write_per_file(tmp_path, [FileResult("f", {"wb_pesq": 1.25}), FileResult("g", {"wb_pesq": 1.5})])
-    write_json(tmp_path / "summary.json", {"name": "x"})
+    write_json(tmp_path / "summary.json", summarise([], {}))
     path = tmp_path / "per_file.csv"
     path.write_text(damage(path.read_text()))
     with pytest.raises(UserError, match=r"per_file\.csv"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", '{"name": "x"}'])
+def test_damaged_summaries_are_named(content, tmp_path):
+    write_per_file(tmp_path, [FileResult("f", {"wb_pesq": 1.25})])
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"summary\.json: .*evaluate again"):
         read_results(tmp_path)

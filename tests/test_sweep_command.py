@@ -6,14 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import sweeps
+import yaml
 from pairs import write_narrow_pairs
 
-from saf_jax.cli import main
+from saf_jax.cli import build_parser, main
+from saf_jax.sweep_command import _plan
 
 pytest.importorskip("pesq")
+
+ROOT = Path(__file__).parent.parent
 
 
 def sweep(*words, cwd):
@@ -113,6 +118,23 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(place, whole):
     # The other row's run is that of the sweep before.
     assert scores[1] == results(whole[0])[0][0]
     assert failed[0] in out and "Traceback" not in err
+
+
+def test_recordings_that_rows_and_the_base_name_are_taken(place, tmp_path, monkeypatch):
+    """Before those of --audio and SAF_AUDIO, and before the budget's settings."""
+    base = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
+    clean, noisy = (str(place / "pairs" / side) for side in ("clean", "noisy"))
+    base["data"] = {"train_clean": [clean], "train_noisy": [noisy], "valid_clean": [clean], "valid_noisy": [noisy]}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    rows = [{"name": "plain"}, {"name": "own", "set": {"data.train_clean": [noisy], "data.crop_seconds": 0.7}}]
+    spec = sweeps.write_spec(tmp_path / "own.yaml", base=str(tmp_path / "base.yaml"), rows=rows, set={})
+    monkeypatch.setenv("SAF_AUDIO", str(tmp_path))
+    args = build_parser("sweep").parse_args(["sweep", str(spec), "--workdir", str(tmp_path / "w")])
+    plan = _plan(args)
+    plain, own = (next(run for run in plan.runs if run.row == name).config.data for name in ("plain", "own"))
+    assert (plain.train_clean, plain.train_noisy, plain.valid_noisy) == ((clean,), (noisy,), (noisy,))
+    assert (own.train_clean, own.train_noisy, own.crop_seconds) == ((noisy,), (noisy,), 0.7)
+    assert plain.crop_seconds != 0.7 and [item.name for item in plan.data.sets] == ["valid"]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def test_rows_choose_noise_by_names_of_files(tmp_path, recordings):
     ]
     assert names == [["dog_1.flac"], ["rain_1.flac", "rain_2.flac"]]
     assert data.settings_for(wet)["data.train_noise"] == [str(data.noise[wet])]
+    # Another machine, on which the recordings lie elsewhere: a manifest of its own, known by the same name.
+    moved = recordings.rename(tmp_path / "moved")
+    other = plan(tmp_path / "w", moved, selections=(wet,))
+    assert other.noise[wet] != data.noise[wet]
+    assert portable(str(other.noise[wet]), other.places) == portable(str(data.noise[wet]), data.places)
+    moved.rename(recordings)
     for pattern, message in (("snow_*", "is named like 'snow_"), ("*", "nothing is left of the noise")):
         with pytest.raises(UserError, match=message):
             plan(tmp_path / "w", recordings, selections=(NoiseFiles(exclude=(pattern,)),))

@@ -1,5 +1,7 @@
 """The processes of a sweep's runs, played by small scripts."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from saf_jax import sweep_processes
+from saf_jax.errors import UserError
 from saf_jax.sweep_processes import Slot, Stop, Task, describe_status, locked, run_tasks, slots
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +182,23 @@ def test_a_lock_is_waited_for(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
     assert process.communicate(timeout=60)[0] == "has\n" and process.returncode == 0
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
+    def refuse(error):
+        def flock(file, operation):
+            raise OSError(error, os.strerror(error))
+
+        return flock
+
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOSYS))
+    with locked(tmp_path / ".lock"):
+        pass
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path / '.lock'}: no locks") and len(said.splitlines()) == 1
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
+    with pytest.raises(UserError, match=r"cannot lock .*\.lock"), locked(tmp_path / ".lock"):
+        pytest.fail("not locked")
 
 
 def test_places_share_the_cores_and_the_gpus(monkeypatch):

@@ -8,6 +8,7 @@ import sweeps
 
 from saf_jax.errors import UserError
 from saf_jax.metrics import METRICS
+from saf_jax.sweep_markdown import format_markdown
 from saf_jax.sweep_results import make_table, read_table, write_table
 from saf_jax.sweep_runs import scores_folder
 
@@ -153,3 +154,17 @@ def test_what_is_written_is_read_again(sweep):
     assert rows["one"]["dev.wb_pesq.difference"] == rows["three"]["dev.wb_pesq.mean"] == ""
     with pytest.raises(UserError, match="holds no table of a sweep"):
         read_table(sweep.folder / "elsewhere")
+
+
+def test_a_difference_on_few_files_has_no_interval(sweep):
+    for seed in (0, 1):
+        for row in ("one", "two"):
+            sweep.finish(row, seed, 0.0)
+            sweeps.write_scores(sweep.scores_of(row, seed), {"f0": 3.0 + (row == "two"), "f1": 2.0 + (row == "two")})
+    table = sweep.table()
+    found = cell(table, "two")
+    assert found["difference"] == pytest.approx(1.0) and found["verdict"] == "too few files"
+    lines = write_table(table, sweep.folder).splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("two"))
+    assert "+1.000 ?" in lines[place + 1] and "+" not in lines[place + 2]
+    assert "nan" not in format_markdown(table) and "()" not in format_markdown(table)

@@ -8,7 +8,15 @@ import sweeps
 from saf_jax.config import Config, load_config
 from saf_jax.errors import UserError
 from saf_jax.sweep_data import SweepData, plan_data
-from saf_jax.sweep_runs import identity_of, last_entry, plan_runs, scores_folder, share, state_of
+from saf_jax.sweep_runs import (
+    discard_damaged_scores,
+    identity_of,
+    last_entry,
+    plan_runs,
+    scores_folder,
+    share,
+    state_of,
+)
 from saf_jax.sweep_spec import Row, Spec, load_budget, load_spec, settings_of
 
 SMALL = load_budget("small")
@@ -160,3 +168,19 @@ def test_names_of_folders_are_short_enough_for_any_file_system(tmp_path):
     spec = Spec(rows=(row,), reference="long")
     (run,) = plan_runs(spec, "mine.yaml", Config(), {"long": row.set}, (0,), data, tmp_path, {})
     assert len(run.folder.name) < 120 and run.folder.parent == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json", "per_file.csv"])
+@pytest.mark.parametrize("content", [None, "", "null", "{}"])
+def test_a_damaged_file_is_as_good_as_none(tmp_path, name, content):
+    """It is made again, instead of ending every later call."""
+    (run,), (dev,) = sweeps.planned(tmp_path, sweeps.spec_of("a"), seeds=(0,))
+    sweeps.finish(run, {dev: {"x": 2.0}})
+    scores = scores_folder(run, dev)
+    path = (run.folder if name == "run.json" else scores) / name
+    path.unlink() if content is None else path.write_text(content)
+    state = state_of(run, (dev,))
+    assert not state.done and state.reason is None
+    assert state.trained == (name != "run.json") and state.missing == (() if name == "run.json" else (dev,))
+    discard_damaged_scores(scores)
+    assert (scores / "per_file.csv").is_file() == (name != "per_file.csv")

@@ -28,6 +28,11 @@ def test_every_shipped_spec_resolves_under_both_budgets(name, budget):
         ("reference: none\ngrid: {model.layers: [1, 2]}", "must be a row"),
         ("seeds: [-1]\ngrid: {model.layers: [1, 2]}", r"seeds=\[-1\]: must not be negative"),
         ("grid: {train.seed: [1, 2]}", "train.seed: every row is trained with all seeds"),
+        ("grid: {data.valid_clean: [[a], [b]]}", "all rows are scored on the same files"),
+        (
+            "rows: [{name: a, noise: {include: [x]}, set: {data.train_noise: [b]}}]",
+            "give one of noise and data.train_noise",
+        ),
         ("title: a\ngrid: {model.layers: [1, 2]}\ntitle: b", "has the key title a second time"),
     ],
 )

@@ -3,7 +3,15 @@ import math
 import pytest
 from scipy.stats import t
 
-from saf_jax.sweep_statistics import BETTER, ONE_SEED, WITHIN_SEEDS, paired_difference, pooled_spread, verdict
+from saf_jax.sweep_statistics import (
+    BETTER,
+    FEW_FILES,
+    ONE_SEED,
+    WITHIN_SEEDS,
+    paired_difference,
+    pooled_spread,
+    verdict,
+)
 
 
 def test_spread_is_pooled_over_rows_and_its_margin_is_students():
@@ -14,9 +22,16 @@ def test_spread_is_pooled_over_rows_and_its_margin_is_students():
 
 
 def test_a_difference_counts_only_beyond_the_seeds():
-    reference = [{"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}]
-    difference = paired_difference([{"a": 2.0, "b": 3.0, "c": 9.0}, {"a": 2.0, "b": 3.0}], reference)
-    assert difference.mean == pytest.approx(1.0) and difference.count == 2
+    files = {name: float(place) for place, name in enumerate("abcde")}
+    higher = {name: value + 1 for name, value in files.items()}
+    difference = paired_difference([higher | {"f": 9.0}, higher], [files, files])
+    assert difference.mean == pytest.approx(1.0) and difference.count == 5
     assert verdict(difference, 0.5) == BETTER
     assert verdict(difference, 1.5) == WITHIN_SEEDS
     assert verdict(difference, math.nan) == ONE_SEED
+
+
+@pytest.mark.parametrize("files", ["", "a", "ab"])
+def test_too_few_files_give_no_verdict(files):
+    difference = paired_difference([dict.fromkeys(files, 2.0)] * 2, [dict.fromkeys(files, 1.0)] * 2)
+    assert verdict(difference, 0.5) == FEW_FILES

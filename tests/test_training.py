@@ -1,22 +1,26 @@
 """Training end to end: it learns, resumes where it ended, and refuses what it cannot continue."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from training_runs import ROOT, SMALL, newest, write_pairs
 
-from saf_jax import audio, parallel, training
+from saf_jax import audio, parallel, training, training_run
 from saf_jax.checkpoint import load_best, read_run_config
 from saf_jax.config import load_config
 from saf_jax.data import pipeline
 from saf_jax.enhancement import Enhancer
 from saf_jax.errors import UserError
 from saf_jax.metrics import si_sdr_db
+from saf_jax.run_report import write_run_report
 from saf_jax.training import train_and_evaluate
 from saf_jax.training_run import LOG_FILE, HostState
 from saf_jax.training_step import init_state
@@ -155,13 +159,84 @@ def test_missing_folder_is_named_before_anything_is_written(data, tmp_path, miss
     assert not (tmp_path / "run").exists()
 
 
-def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, tmp_path):
+@pytest.mark.parametrize("log_every", [1, 7, 50])
+def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, tmp_path, monkeypatch, log_every):
     # Such a learning rate takes the parameters beyond float32 in the first step; every later gradient is NaN.
-    settings = ["train.steps=100", "train.validate_every=100", "train.log_every=3", "train.learning_rate=1e38"]
-    config = load_config("paper", [*SMALL, *data, *settings])
-    with pytest.raises(UserError, match="no usable gradient"):
+    settings = ["train.steps=100", "train.validate_every=100", f"train.log_every={log_every}"]
+    config = load_config("paper", [*SMALL, *data, *settings, "train.learning_rate=1e38"])
+    named = []
+    describe = pipeline.describe_examples
+    monkeypatch.setattr(pipeline, "describe_examples", lambda *args: named.extend(args[1]) or describe(*args))
+    with pytest.raises(UserError, match="20 steps in a row gave no usable gradient"):
         train_and_evaluate(config, tmp_path, quiet=True)
     assert ".wav" in (tmp_path / "bad_batch.txt").read_text()
+    # Steps 2 to 21, of 8 examples each, however often the host looks at them.
+    assert named == list(range(8, 21 * 8))
+    lines = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert sum(line.get("skipped", 0) for line in lines) == max(21, log_every) - 1
+
+
+def test_a_good_step_ends_a_row_of_bad_ones_within_a_report(data, tmp_path, monkeypatch):
+    """Rows of 19 are let through and rows of 20 are not, wherever the reports fall."""
+    for rows, stops in (((19, 19), False), ((19, 20, 5), True)):
+        loop = object.__new__(training._Loop)
+        loop._run = SimpleNamespace(host=HostState(), log=lambda *_, **__: None)
+        loop._progress, loop._gap = SimpleNamespace(advance=lambda _: {}), SimpleNamespace(add=lambda *_: None)
+        given_up = []
+        monkeypatch.setattr(training._Loop, "_give_up", lambda _, steps: given_up.append(list(steps)))
+        usable = [flag for row in rows for flag in [*[False] * row, True]]
+        for start in range(0, len(usable), 25):
+            loop._results = [{"usable": flag, "loss": 1.0} for flag in usable[start : start + 25]]
+            loop._step = start + len(loop._results)
+            loop._report()
+        assert given_up == ([list(range(21, 41))] if stops else [])
+
+
+def test_early_stop_ends_after_validations_without_improvement(data, tmp_path, capsys):
+    # Steps too small for float32 to see: no validation is better than the first.
+    settings = ["train.steps=50", "train.validate_every=1", "train.early_stop=2", "train.learning_rate=1e-30"]
+    config = load_config("paper", [*SMALL, *data, *settings])
+    result = train_and_evaluate(config, tmp_path, quiet=True)
+    assert (result["step"], result["stopped_early"], result["preempted"]) == (3, True, False)
+    events = [json.loads(line)["event"] for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert events.count("valid") == 3 and events[-1] == "stopped_early"
+    assert "finished, stopped early, step 3" in write_run_report(tmp_path).read_text()
+    again = train_and_evaluate(config, tmp_path, quiet=True)
+    assert (again["step"], again["stopped_early"]) == (3, True)
+
+
+def test_what_checkpoints_are_judged_by_must_stay_the_same(data, tmp_path, monkeypatch):
+    """Other validation recordings, or another metric: the best checkpoint would be chosen among numbers that differ."""
+    settings = [*SMALL, *data, "train.validate_every=1", "train.schedule=constant"]
+    valid = tmp_path / "valid"
+    for side in ("clean", "noisy"):
+        shutil.copytree(
+            next(item for item in data if item.startswith(f"data.valid_{side}=")).partition("=")[2], valid / side
+        )
+    settings += [f"data.valid_clean={valid / 'clean'}", f"data.valid_noisy={valid / 'noisy'}"]
+    train_and_evaluate(load_config("paper", [*settings, "train.steps=1"]), tmp_path / "run", quiet=True)
+    longer = load_config("paper", [*settings, "train.steps=2"])
+    before = audio.read(valid / "noisy" / "0.wav")
+    audio.write(valid / "noisy" / "0.wav", before._replace(samples=0.5 * before.samples))
+    with pytest.raises(UserError, match=r"data\.valid_noisy differ from the checkpoint's"):
+        train_and_evaluate(longer, tmp_path / "run", quiet=True)
+    audio.write(valid / "noisy" / "0.wav", before)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "resolved_metric", lambda _: "wb_pesq")
+        with pytest.raises(
+            UserError, match=r"judged by valid_loss, now it would be by wb_pesq: remove the package pesq"
+        ):
+            train_and_evaluate(longer, tmp_path / "run", quiet=True)
+    assert train_and_evaluate(longer, tmp_path / "run", quiet=True)["step"] == 2
+    # The folder tells what the run is by now.
+    assert read_run_config(tmp_path / "run").train.steps == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on():
+    run = SimpleNamespace(batches=SimpleNamespace(set_state=lambda _: None), companions=[], _check_judge=lambda _: None)
+    host = {**dataclasses.asdict(HostState(valid_loss=0.5)), "bad_steps": 3}
+    training_run.Run.restore_meta(run, {"data": {}, "host": host, "companions": {}}, 10, None)
+    assert run.host.bad_steps == [8, 9, 10] and run.host.valid_loss == 0.5
 
 
 def test_plateau_halves_after_the_patience():

@@ -14,6 +14,7 @@ from saf_jax.model.decoder import SpectrumDecoder
 from saf_jax.model.delay import Delay, check_pieces, dense_delay, layer_delay, network_delay, works_in_pieces
 from saf_jax.model.encoder import SpectrumEncoder
 from saf_jax.model.fusion import SAFLayer, StreamFusion
+from saf_jax.model.layers import add_bias
 from saf_jax.model.transformer import TransformerLayer, add_positions
 
 
@@ -82,7 +83,7 @@ class SAFNet(nn.Module):
         x = StreamFusion(self.config, self.dtype, name="fusion")(streams)
         if self.config.band_bias:
             shape = (x.shape[2], self.config.width)
-            x = x + self.param("band_bias", nn.initializers.zeros_init(), shape).astype(x.dtype)
+            x = add_bias(x, self.param("band_bias", nn.initializers.zeros_init(), shape))
         mask = Delay(dense_delay(self.config))(mask)
         layer = SAFLayer
         if self.config.layer_kind == "transformer":

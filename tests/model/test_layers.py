@@ -170,3 +170,27 @@ def test_bfloat16_layers_compute_in_bfloat16_and_keep_float32_parameters():
     got = block.apply(variables, x, MASK, False)
     assert got.dtype == jnp.bfloat16
     assert_close(np.asarray(got, np.float32), oracle.dense_block(variables["params"], {}, x, FRAMES, config), 0.03)
+
+
+@pytest.mark.parametrize("layer", [Pointwise(8), DepthwiseConv(1, 3), PReLU()], ids=["pointwise", "depthwise", "prelu"])
+def test_bfloat16_sums_gradients_over_positions_in_float32(layer):
+    """In bfloat16 a sum of many terms of one sign stops to grow: a 30th of a bias's gradient came out."""
+    layer = layer if isinstance(layer, PReLU) else layer.clone(dtype=jnp.bfloat16)
+    x = -np.abs(np.random.default_rng(0).normal(1, 0.2, (4, 200, 41, 8))).astype(np.float32)
+    cotangent = np.random.default_rng(1).uniform(0.5, 1.5, x.shape).astype(np.float32)
+    arguments = () if not isinstance(layer, DepthwiseConv) else (None,)
+    variables = random_variables(layer, x, *arguments)
+    name = "slope" if isinstance(layer, PReLU) else "bias"
+
+    @jax.jit
+    def gradient(params, x, cotangent):
+        def loss(params):
+            out = layer.apply({"params": params}, x, *arguments)
+            return jnp.sum(out.astype(jnp.float32) * cotangent)
+
+        return jax.grad(loss)(params)[name]
+
+    rounded = cotangent.astype(jnp.bfloat16)
+    got = gradient(variables["params"], x.astype(jnp.bfloat16), rounded.astype(np.float32))
+    terms = rounded.astype(np.float64) * (x.astype(jnp.bfloat16).astype(np.float64) if name == "slope" else 1.0)
+    np.testing.assert_allclose(got, terms.sum((0, 1, 2)), rtol=0.01)
