@@ -25,6 +25,16 @@ import numpy as np
 from saf_jax import audio, metrics
 from saf_jax.data import noises
 
+# Starts a command and prints its peak. In a process of its own: Linux counts the memory of the process that starts
+# another into that one's peak, and this one has imported jax and compiled.
+_LAUNCHER = """
+import os, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(child, 0)
+print(usage.ru_maxrss)
+sys.exit(status != 0)
+"""
+
 MEMORY_BAR, PESQ_BAR, SI_SDR_BAR_DB = 1.15, 0.05, 0.2
 
 
@@ -69,13 +79,12 @@ def write_random_weights(path: Path) -> Path:
 
 def peak_megabytes(command: list[str]) -> float:
     """Peak resident memory of a command, which must succeed."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    print(process.stdout.read().strip(), flush=True)
-    # Of this one process; RUSAGE_CHILDREN would give the largest of all so far.
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    done = subprocess.run([sys.executable, "-S", "-c", _LAUNCHER, *command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise SystemExit(f"{' '.join(command)}: failed")
-    return usage.ru_maxrss / (1024 if sys.platform.startswith("linux") else 1024**2)
+    *said, peak = done.stdout.splitlines()
+    print("\n".join(said), flush=True)
+    return int(peak) / (1024 if sys.platform.startswith("linux") else 1024**2)
 
 
 def memory(args: argparse.Namespace) -> bool:

@@ -91,7 +91,7 @@ def in_own_process(*arguments) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", nargs="+", default=["paper", "saf_plus", "saf_tiny"])
+    parser.add_argument("--config", nargs="+", default=["paper", "saf_plus", "saf_small", "saf_tiny"])
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 10.0, 60.0])
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)

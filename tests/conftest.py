@@ -9,12 +9,20 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+# Tests that serve files to themselves do not go by the user's proxy.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
 from saf_jax.jax_defects import avoid_fft_deadlock
 
 avoid_fft_deadlock()
 
 import networks  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# A machine that does something else for a moment fails no test.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Files that take a minute or so: first, so that no process ends with one of them while the others have nothing to do.
 _LONG = [

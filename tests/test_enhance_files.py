@@ -263,3 +263,15 @@ def test_half_an_hour_takes_the_memory_of_three_minutes():
         [sys.executable, program, "memory", "--minutes", "3", "30"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_benchmark_measures_the_command_and_not_itself(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "enhancement", raising=False)
+    from enhancement import peak_megabytes
+
+    bare = peak_megabytes([sys.executable, "-S", "-c", "print('done')"])
+    assert bare < 50
+    assert peak_megabytes([sys.executable, "-S", "-c", "bytearray(80 << 20)"]) - bare == pytest.approx(80, abs=10)
+    with pytest.raises(SystemExit, match="failed"):
+        peak_megabytes([sys.executable, "-S", "-c", "raise SystemExit(3)"])

@@ -119,7 +119,11 @@ def test_killed_in_the_middle_it_goes_on(pairs, tmp_path):
             target = many / side / f"f{i:02d}.wav"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(pairs / side / f"s{i % 6}.wav")
-    command = [sys.executable, str(ROOT / "eval.py"), "--jobs", "1", "--out", str(out)]
+    # Saves soon, so that on a fast machine too it is killed between the first files and the last.
+    code = (
+        "import sys, saf_jax.evaluation as e, saf_jax.cli as c; e._SAVE_SECONDS = 0.1; sys.exit(c.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "eval", "--jobs", "1", "--out", str(out)]
     for side in ("clean", "noisy", "enhanced"):
         command += [f"--{side}", str(many / side)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)

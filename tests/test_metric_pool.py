@@ -68,7 +68,7 @@ def test_pair_that_kills_a_process_costs_itself_alone(pairs):
 def test_processes_are_nice_and_free_of_jax(pool):
     executor = pool._executor
     niceness, has_jax, threads = executor.submit(tuple, TellsAboutItsProcess()).result()
-    assert niceness >= os.nice(0) + 10 and not has_jax and threads == "1"
+    assert niceness >= min(19, os.nice(0) + 10) and not has_jax and threads == "1"
     assert "OMP_NUM_THREADS" not in os.environ
 
 

@@ -26,6 +26,7 @@ small = ["model.width=8", "model.heads=2", "model.layers=1", "model.attention_ke
 data = [f"data.{p}_{k}={k}" for p in ("train", "valid") for k in ("clean", "noisy")]
 assert main(["train", "--config", "paper", "--workdir", "run", "--quiet", "--set", *small, *data, "train.steps=1"]) == 0
 assert main(["enhance", "noisy", "-o", "out", "--weights", "run"]) == 0
+assert main(["enhance", "noisy", "-o", "shipped"]) == 0
 assert main(["eval", "--enhanced", "noisy", "--clean", "clean", "--noisy", "noisy", "--out", "results"]) == 2
 """
 
@@ -52,8 +53,13 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_configs_weights_folder_types_and_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("saf_jax/configs/paper.yaml", "saf_jax/configs/tiny.yaml", "saf_jax/py.typed"):
-        assert name in names
+    listed = subprocess.run(
+        ["git", "ls-files", "saf_jax", "configs"], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    tracked = {name.replace("configs/", "saf_jax/configs/", 1) if name.startswith("configs/") else name
+               for name in listed.stdout.splitlines()}  # fmt: skip
+    assert {"saf_jax/weights/saf-tiny.safetensors", "saf_jax/templates/report.html.j2", "saf_jax/py.typed"} <= tracked
+    assert tracked <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not [
         name for name in names if name.startswith(("tests/", "benchmarks/")) or name.endswith((".flac", ".wav"))
@@ -68,6 +74,6 @@ def test_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "XLA_FLAGS")}
     result = subprocess.run([python, "-c", SCRIPT], cwd=tmp_path, env=variables, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "out" / "a.wav").exists()
+    assert (tmp_path / "out" / "a.wav").exists() and (tmp_path / "shipped" / "a.wav").exists()
     # pesq and pystoi are an extra; their absence is one line that names it.
     assert "saf-jax[eval]" in result.stderr and "Traceback" not in result.stderr

@@ -178,12 +178,13 @@ def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, t
 
 def test_a_good_step_ends_a_row_of_bad_ones_within_a_report(data, tmp_path, monkeypatch):
     """Rows of 19 are let through and rows of 20 are not, wherever the reports fall."""
+    given_up = []
+    monkeypatch.setattr(training._Loop, "_give_up", lambda _, steps: given_up.append(list(steps)))
     for rows, stops in (((19, 19), False), ((19, 20, 5), True)):
         loop = object.__new__(training._Loop)
         loop._run = SimpleNamespace(host=HostState(), log=lambda *_, **__: None)
         loop._progress, loop._gap = SimpleNamespace(advance=lambda _: {}), SimpleNamespace(add=lambda *_: None)
-        given_up = []
-        monkeypatch.setattr(training._Loop, "_give_up", lambda _, steps: given_up.append(list(steps)))
+        given_up.clear()
         usable = [flag for row in rows for flag in [*[False] * row, True]]
         for start in range(0, len(usable), 25):
             loop._results = [{"usable": flag, "loss": 1.0} for flag in usable[start : start + 25]]

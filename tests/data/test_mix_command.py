@@ -13,7 +13,7 @@ from speechlike import speechlike
 
 from saf_jax import cli
 from saf_jax.audio import read
-from saf_jax.data.active_level import snr_db
+from saf_jax.data.active_level import active_level_db, snr_db
 from saf_jax.data.mix_command import MixSettings, _plan, fingerprint
 
 
@@ -73,6 +73,8 @@ def test_grid_and_files_and_format(command, tmp_path):
     assert {Counter(row["clean_file"] for row in rows)[row["clean_file"]] for row in rows} == {12}
     assert read(tmp_path / "out" / rows[0]["file"]).sample_rate_hz == 8000
     assert rows[0]["file"].endswith(".wav")
+    clean = read(tmp_path / "out" / rows[0]["file"].replace("noisy", "clean", 1))
+    assert active_level_db(clean.samples[:, 0], 8000) == pytest.approx(-20, abs=0.5)
 
 
 def test_ratios_take_turns(command, tmp_path):
