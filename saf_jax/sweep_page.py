@@ -24,7 +24,7 @@ _POINTS = 200
 _MOST_COLOURS = 10
 # Their numbers have no common divisor with that of the colours: no two of 70 rows are drawn alike.
 _MARKERS, _LINES = "os^vDPX", ("-", "--", ":")
-_LEGEND_COLUMNS, _LONGEST_LABEL = 2, 38
+_LEGEND_COLUMNS, _LONGEST_LABEL = 2, 36
 
 
 def write_page(table: Table, workdir: Path, folder: Path) -> Path:

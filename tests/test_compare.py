@@ -86,3 +86,16 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     for others, words in (([], "two results"), ([divided], "composite-scale"), ([strangers], "no scored file")):
         with pytest.raises(UserError, match=words):
             compare([a, *others])
+
+
+@pytest.mark.parametrize("change, said", [(1e-6, False), (0.01, True)])
+def test_rounding_makes_no_other_test_set(tmp_path, change, said):
+    a, b = make(tmp_path / "a", spread(0.0)), make(tmp_path / "b", spread(0.1), noisy=1.5 + change)
+    assert bool(compare([read_results(a), read_results(b)])["warnings"]) == said
+
+
+def test_json_holds_the_means_too(tmp_path, capsys):
+    a, b = make(tmp_path / "a", spread(0.0)), make(tmp_path / "b", spread(0.5))
+    assert main(["compare", "--json", str(a), str(b)]) == 0
+    means = json.loads(capsys.readouterr().out)["means"]
+    assert means["b"]["wb_pesq"] - means["a"]["wb_pesq"] == pytest.approx(0.5) and means["a"]["covl"] == 1.0

@@ -96,3 +96,18 @@ def test_measured_snr_and_kind_stand_in_for_stated_ones():
 def test_every_file_is_in_one_bin(snrs_db):
     table = conditions.breakdown([result(str(i), 2.0, snr) for i, snr in enumerate(snrs_db)], {})["measured_snr_db"]
     assert sum(group["files"] for group in table) == len(snrs_db)
+
+
+def test_a_stated_kind_wins_over_a_room_and_a_room_alone_is_enough(tmp_path):
+    table = tmp_path / "manifest.csv"
+    table.write_text("file,kind,rir_file\na.wav,impulsive,room.wav\nb.wav,,room.wav\n")
+    read = conditions.read_manifest(table)
+    assert read == {"a": {"kind": "impulsive"}, "b": {"kind": "reverberant"}}
+    table.write_text("file,rir_file\na.wav,room.wav\nb.wav,\n")
+    assert conditions.read_manifest(table) == {"a": {"kind": "reverberant"}}
+
+
+def test_names_may_be_whole_paths():
+    known = {"/data/noisy/a": {"noise": "bus"}}
+    files = {"a": [Path("/data/noisy/a.wav")], "b": [Path("/more/data/noisy/a.wav")]}
+    assert conditions.match(known, files) == {"a": {"noise": "bus"}}

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import stat
 
@@ -99,3 +100,9 @@ def test_other_operating_system_errors_keep_their_own_words(tmp_path):
     assert explain_os_error(OSError("odd")) == "odd"
     with pytest.raises(UserError, match="cannot read x: odd"), user_errors("x", "read"):
         raise OSError("odd")
+
+
+def test_names_that_are_not_utf_8_are_written_as_json_escapes_them(tmp_path):
+    name = b"r\xe8sum\xe9".decode("utf-8", "surrogateescape")
+    write_text(tmp_path / "a.json", json.dumps({"file": name}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": name}

@@ -1,7 +1,9 @@
 """The report page: its content, and how it looks and sounds in a real browser."""
 
+import itertools
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -137,3 +139,35 @@ def test_folders_without_results_are_refused(tmp_path, capsys):
     for folder in (tmp_path / "nowhere", tmp_path):
         assert main(["report", str(folder)]) == 2
         assert str(folder) in capsys.readouterr().err
+
+
+def test_a_results_folder_that_was_moved_plays_its_own_files(results, tmp_path):
+    """The enhanced files lie in the folder itself; where they lay when they were made may hold others by now."""
+    summary = json.loads((results / "summary.json").read_text())
+    others = summary["folders"]["enhanced"]
+    summary |= {"weights": "mine", "weights_hash": "abc", "parameters": 1000, "gmac_per_second": 0.1}
+    summary["folders"]["enhanced"] = str(tmp_path / "server" / "results" / "enhanced")
+    (tmp_path / "home").mkdir()
+    shutil.copytree(others, tmp_path / "home" / "enhanced")
+    (tmp_path / "home" / "summary.json").write_text(json.dumps(summary))
+    shutil.copy(results / "per_file.csv", tmp_path / "home")
+    page = write_report(tmp_path / "home").read_text(encoding="utf-8")
+    assert page.count("<audio") == 18 and "not there any more" not in page
+
+
+def test_results_of_another_version_are_told_in_one_line(results, tmp_path, capsys):
+    summary = json.loads((results / "summary.json").read_text())
+    del summary["composite_scale"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    shutil.copy(results / "per_file.csv", tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no 'composite_scale': evaluate again" in capsys.readouterr().err
+
+
+def test_rows_have_headings_and_sources_are_text(results):
+    page = write_report(results).read_text(encoding="utf-8")
+    rows = re.findall(r"<tr[^>]*>\s*<(t[hd])([^>]*)>", page.partition("<tbody>")[2])
+    assert {tag for tag, _ in rows} == {"th"} and all("scope=" in attributes for _, attributes in rows)
+    assert "arXiv 2308.02263" in re.sub("<[^>]*>", "", page) and "title=" not in page.partition("<body>")[2]
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))

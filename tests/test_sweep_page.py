@@ -3,10 +3,14 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import sweeps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from saf_jax.sweep_page import write_page
+from saf_jax import report_figures
+from saf_jax.run_log import Curve
+from saf_jax.sweep_page import _lines, _logs, _scatter, write_page
 from saf_jax.sweep_results import make_table
 
 
@@ -84,3 +88,36 @@ def test_curves_of_a_run_under_way_are_drawn(tmp_path):
     table = make_table(spec, runs, sets, {"spec": "mine", "budget": "small", "command": ""}, tmp_path)
     assert table["missing"][0] == "one, seed 0: interrupted at step 60"
     assert pictures(write_page(table, tmp_path, tmp_path / "mine").read_text()) == ["training loss", "validation loss"]
+
+
+def test_a_mean_curve_is_that_of_the_runs_that_are_done(tmp_path):
+    """A seed that has just begun does not cut it short, and one that failed is in no mean."""
+    spec = sweeps.spec_of("one", "two")
+    runs, sets = sweeps.planned(tmp_path, spec)
+    sweeps.finish(runs[0], {sets[0]: {"f": 2.0}})
+    sweeps.write_log(runs[2].folder, steps=20)
+    sweeps.write_log(runs[1].folder, steps=60)
+    sweeps.write_log(runs[3].folder, steps=200)
+    sweeps.fail(runs[3], "loss is not finite")
+    table = make_table(spec, runs, sets, {"spec": "mine", "budget": "small", "command": ""}, tmp_path)
+    one, two = (_logs(row, tmp_path) for row in table["rows"])
+    assert [log[-1]["step"] for log in one] == [40] and [log[-1]["step"] for log in two] == [200]
+
+
+@pytest.mark.parametrize("rows", [2, 12, 40])
+def test_the_legend_covers_nothing_and_no_two_rows_look_alike(monkeypatch, rows):
+    figures = []
+    monkeypatch.setattr(report_figures, "picture", lambda figure, kind: figures.append(figure) or "data:,")
+    names = [f"row {number} with a name that is long, and then some more of it" for number in range(rows)]
+    _scatter([(name, 1.0 + place, 2.0, 0.1) for place, name in enumerate(names)], "parameters", "WB-PESQ")
+    steps = np.arange(1, 30)
+    _lines({name: Curve(steps, 1.0 / steps + place) for place, name in enumerate(names)})
+    for figure in figures:
+        FigureCanvasAgg(figure).draw()
+        (legend,), (axes,) = figure.legends, figure.axes
+        whole, box, drawn = (item.get_window_extent() for item in (figure, legend, axes))
+        assert len(legend.get_texts()) == rows and box.y1 <= axes.get_tightbbox().y0 + 1
+        assert box.x0 >= -1 and box.x1 <= whole.x1 + 1 and box.y0 >= -1
+        assert drawn.height > 100
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figures[1].axes[0].get_lines()]
+    assert len(set(looks)) == rows

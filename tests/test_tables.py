@@ -87,3 +87,16 @@ def test_several_evaluations_share_the_noisy_row():
 def test_numbers(metric, value, text):
     assert tables.number(metric, value) == text
     assert tables.number(metric, float("nan")) == "-"
+
+
+def test_a_metric_without_a_value_is_an_empty_cell_for_programs():
+    files = [FileResult(f"f{i}", {"wb_pesq": 2.0, "noisy_wb_pesq": 1.5}) for i in range(6)]
+    rows = tables.paper_table([summary() | summarise(files, {})])
+    own = list(csv.DictReader(io.StringIO(tables.format_csv(rows))))[-1]
+    assert own["wb_pesq"] == "2.000" and own["covl"] == "" and own["covl_low"] == ""
+    assert tables.cell_text(rows[-1], "covl") == "-"
+
+
+def test_latex_takes_any_name():
+    line = tables.format_latex(tables.paper_table([summary(r"a\b^2~{c}")])).split("a\\textbackslash{}b")[1]
+    assert line.startswith(r"\textasciicircum{}2\textasciitilde{}\{c\} &")

@@ -114,3 +114,18 @@ def test_sigterm_to_one_process_saves_and_ends_all(data, tmp_path):
     step, _, meta = newest(load_config("paper", settings), tmp_path / "run")
     assert json.loads(log.read_text().splitlines()[-1])["event"] == "preempted"
     assert json.loads(log.read_text().splitlines()[-1])["step"] == step == meta["data"]["next_batch"]
+
+
+def test_the_command_leaves_a_report_and_tensorboards_files(data, tmp_path):
+    settings = [*SMALL, *data, "train.steps=1"]
+    status, out, err = end(start(tmp_path / "run", settings, arguments=["--tensorboard"]))
+    assert status == 0, err
+    assert "step 1 of 1" in out and str(tmp_path / "run" / "report.html") in out
+    assert "finished, step 1" in (tmp_path / "run" / "report.html").read_text()
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_without_a_cluster_distributed_is_refused_in_one_line(data, tmp_path):
+    status, _, err = end(start(tmp_path / "run", [*SMALL, *data, "train.steps=1"], arguments=["--distributed"]))
+    assert status == 2 and err.startswith("error: the processes could not be joined") and "--coordinator" in err
+    assert len(err.splitlines()) == 1 and not (tmp_path / "run").exists()
