@@ -50,7 +50,7 @@ _FOREIGN = frozenset(
     {".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm", ".weba", ".mka", ".mp2", ".amr", ".ac3", ".ape", ".sd2", ".wv"}
 )
 # A thousand years at 192 kHz: libsndfile's word for "unknown" is larger.
-_MOST_SAMPLES = 1 << 52
+MOST_SAMPLES = 1 << 52
 
 
 class Audio(NamedTuple):
@@ -130,7 +130,7 @@ def opened(path: str | os.PathLike, name: str = "", **raw: Any) -> Iterator["sou
             raise UserError(f"{name}: the file is empty (0 bytes): record or copy it again")
         # Bytes, since names need not be UTF-8.
         with soundfile.SoundFile(os.fsencode(path), **raw) as file:
-            if file.frames > _MOST_SAMPLES:
+            if file.frames > MOST_SAMPLES:
                 raise UserError(f"{name}: its header does not say how long it is: convert it to wav, or to flac anew")
             yield file
     except soundfile.LibsndfileError as error:
@@ -290,13 +290,13 @@ def list_audio(folder: str | os.PathLike) -> list[Path]:
         raise UserError(f"{folder}: no such folder: check the path")
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file where a folder of audio files is needed")
-    found = sorted(path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise UserError(f"{folder}: holds no audio file ({', '.join(sorted(SUFFIXES))})")
     return found
 
 
-def _visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Whatever is no folder and not hidden; a link to a folder that holds it is not followed, nor what may not be read.
 
     Args:
@@ -313,7 +313,7 @@ def _visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             path = Path(entry.path)
             # `Path.is_dir` also answers for links in a circle; the entry itself knows without asking the disk.
             if path.is_dir() if entry.is_symlink() else entry.is_dir():
-                yield from _visible_files(path, (*above, real))
+                yield from visible_files(path, (*above, real))
             else:
                 yield path
 

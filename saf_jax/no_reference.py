@@ -23,6 +23,7 @@ HEADING = "Estimates without a reference: they describe the recordings, they do 
 _FRAME_SECONDS = 0.02
 _FLOOR_PERCENTILE = 10.0
 _SPECTRUM_SIZE = 1024
+_MOST_SPECTRA = 10_000
 _BAND_EDGE_DB = 80.0
 _CLIPPED_RUN = 3
 
@@ -67,8 +68,10 @@ def estimate(samples: np.ndarray, sample_rate_hz: int) -> Estimates:
       sample_rate_hz: rate of `samples`.
     """
     samples = np.asarray(samples, np.float64)
-    active_db = active_level_db(samples, sample_rate_hz)
-    floor_db = _noise_floor_db(samples, sample_rate_hz)
+    # An offset is heard by nobody, but would be the floor.
+    centred = samples - samples.mean()
+    active_db = active_level_db(centred, sample_rate_hz)
+    floor_db = _noise_floor_db(centred, sample_rate_hz)
     speech_power = 10 ** (active_db / 10) - 10 ** (floor_db / 10)
     snr_db = 10 * math.log10(speech_power) - floor_db if speech_power > 0 and math.isfinite(floor_db) else math.nan
     return Estimates(
@@ -77,7 +80,7 @@ def estimate(samples: np.ndarray, sample_rate_hz: int) -> Estimates:
         noise_floor_db=_rounded(floor_db),
         snr_db=_rounded(snr_db),
         clipped_percent=round(100 * _clipped_samples(samples) / len(samples), 4),
-        bandwidth_hz=_bandwidth_hz(samples, sample_rate_hz),
+        bandwidth_hz=_bandwidth_hz(centred, sample_rate_hz),
     )
 
 
@@ -109,6 +112,9 @@ def _bandwidth_hz(samples: np.ndarray, sample_rate_hz: int) -> float | None:
     if len(samples) < _SPECTRUM_SIZE:
         samples = np.pad(samples, (0, _SPECTRUM_SIZE - len(samples)))
     frames = np.lib.stride_tricks.sliding_window_view(samples, _SPECTRUM_SIZE)[:: _SPECTRUM_SIZE // 2]
+    if len(frames) > _MOST_SPECTRA:
+        # Of a long recording evenly spread ones: all of an hour would take gigabytes.
+        frames = frames[np.linspace(0, len(frames) - 1, _MOST_SPECTRA).astype(int)]
     power = np.square(np.abs(np.fft.rfft(frames * np.hanning(_SPECTRUM_SIZE), axis=1)))
     # Strong moments: consonants fill the high bands for a small part of the time.
     strong = np.percentile(power, 99, axis=0)
@@ -145,9 +151,9 @@ def run(args: argparse.Namespace) -> int:
             rows[file] = {"before": _estimate_file(path)}
             if file in after:
                 rows[file]["after"] = _estimate_file(after[file])
-        except UserError as error:
+        except (UserError, MemoryError) as error:
             rows.pop(file, None)
-            failures[file] = str(error)
+            failures[file] = str(error) if isinstance(error, UserError) else "is too long for the memory: cut it"
     print(format_text(rows))
     for file, reason in failures.items():
         print(f"failed: {file}: {reason}", file=sys.stderr)

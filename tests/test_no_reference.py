@@ -125,3 +125,34 @@ def test_estimates_follow_the_truth_on_real_recordings(audio_root):
         true.append(snr_db(clean, noisy - clean, RATE_HZ))
     # Quiet moments of the noise make the estimate some dB too high.
     assert np.corrcoef(estimated, true)[0, 1] > 0.9 and 2 < np.median(np.subtract(estimated, true)) < 5
+
+
+def test_an_offset_is_no_floor():
+    samples = speech_like(4.0, 3) + 0.001 * np.random.default_rng(0).standard_normal(round(4.0 * RATE_HZ))
+    plain, offset = estimate(samples, RATE_HZ), estimate(samples + 0.02, RATE_HZ)
+    for name in ("noise_floor_db", "snr_db", "active_level_db"):
+        assert getattr(offset, name) == pytest.approx(getattr(plain, name), abs=0.1)
+    assert offset.bandwidth_hz == plain.bandwidth_hz
+
+
+def test_of_long_recordings_a_part_of_the_spectra_tells_the_bandwidth(monkeypatch):
+    wide = np.random.default_rng(0).standard_normal(60000)
+    whole = estimate(wide, RATE_HZ)
+    monkeypatch.setattr("saf_jax.no_reference._MOST_SPECTRA", 20)
+    assert estimate(wide, RATE_HZ).bandwidth_hz == pytest.approx(whole.bandwidth_hz, rel=0.01)
+
+
+def test_a_recording_beyond_the_memory_costs_itself_alone(tmp_path, monkeypatch, capsys):
+    root = write_pairs(tmp_path / "set", count=2)
+    once = []
+
+    def short_of_memory(samples, rate):
+        if not once:
+            once.append(True)
+            raise MemoryError
+        return estimate(samples, rate)
+
+    monkeypatch.setattr("saf_jax.no_reference.estimate", short_of_memory)
+    assert main(["eval", "--no-reference", str(root / "noisy")]) == 1
+    captured = capsys.readouterr()
+    assert "failed: s0: is too long for the memory: cut it" in captured.err and "s1" in captured.out

@@ -13,6 +13,7 @@ HANGOVER_SECONDS = 0.2
 MARGIN_DB = 15.9
 # Thresholds are a factor of 2 apart, from full scale down to half a step of 16-bit samples.
 _THRESHOLDS = 2.0 ** np.arange(-16.0, 1.0)
+_BLOCK = 1 << 22
 
 
 def active_level(samples: np.ndarray, sample_rate_hz: int) -> tuple[float, float]:
@@ -40,7 +41,7 @@ def active_level(samples: np.ndarray, sample_rate_hz: int) -> tuple[float, float
     energy = _energy(samples)
     if energy <= 0:
         return -math.inf, 0.0
-    active_samples = _samples_above(_envelope(samples, sample_rate_hz), round(HANGOVER_SECONDS * sample_rate_hz))
+    active_samples = _active_samples(samples, sample_rate_hz)
     reached = active_samples > 0
     if not reached.any():
         return -math.inf, 0.0
@@ -78,6 +79,23 @@ def snr_db(clean: np.ndarray, noise: np.ndarray, sample_rate_hz: int) -> float:
 def _energy(samples: np.ndarray) -> float:
     # Not a dot product: BLAS would wake its threads for it and keep the cores from the training.
     return float(np.square(samples, dtype=np.float64).sum())
+
+
+def _active_samples(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """How many samples count as active at each threshold: [N] -> [thresholds]; long signals go in blocks."""
+    hangover = round(HANGOVER_SECONDS * sample_rate_hz)
+    if len(samples) <= _BLOCK:
+        return _samples_above(_envelope(samples, sample_rate_hz), hangover)
+    # The smoothing has died away after so long, and the hangover reaches back beyond that.
+    before = math.ceil(26 * TIME_CONSTANT_SECONDS * sample_rate_hz)
+    total = 0
+    for start in range(0, len(samples), _BLOCK):
+        first = max(0, start - hangover)
+        lead = max(0, first - before)
+        envelope = _envelope(samples[lead : start + _BLOCK], sample_rate_hz)[first - lead :]
+        # Less what the part before the block counts alone.
+        total = total + _samples_above(envelope, hangover) - _samples_above(envelope[: start - first], hangover)
+    return total
 
 
 def _envelope(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:

@@ -4,6 +4,7 @@ It is honest in that the test part has voices and kinds of noise that the traini
 good for a demonstration and for tests, not for figures that compare networks.
 """
 
+import contextlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from saf_jax.data import noises
 from saf_jax.data.active_level import active_level_db
 from saf_jax.data.espeak import SAMPLE_RATE_HZ as SPOKEN_RATE_HZ
 from saf_jax.data.espeak import Utterance, synthesize
-from saf_jax.data.folders import whole_folder
-from saf_jax.data.manifest import FILE_NAME, write_manifest
+from saf_jax.data.folders import holds_only, whole_folder
+from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
 from saf_jax.data.mixing import gain_for_snr
 from saf_jax.data.sentences import compose
 from saf_jax.errors import UserError
@@ -101,8 +102,13 @@ def _is_complete(folder: Path, marker: dict) -> bool:
 
 def _is_ours(folder: Path) -> bool:
     """True for a folder that holds nothing but parts of a demo corpus."""
-    names = {path.name for path in folder.iterdir()}
-    return _MARKER in names and names <= {*_SIZES, _MARKER, FILE_NAME}
+    if not (folder / _MARKER).is_file():
+        return False
+    names = [_MARKER, FILE_NAME]
+    with contextlib.suppress(UserError):
+        for row in read_manifest(folder / FILE_NAME, ("file", "split")):
+            names += [f"{row['split']}/{kind}/{Path(row['file']).name}" for kind in ("clean", "noisy")]
+    return holds_only(folder, names)
 
 
 class _Example(NamedTuple):

@@ -9,14 +9,21 @@ import numpy as np
 from saf_jax import audio
 from saf_jax.config import Config
 from saf_jax.data import noises
+from saf_jax.data.active_level import active_level_db
 from saf_jax.data.manifest import read_manifest
-from saf_jax.data.mixing import change_speed, draw_mixture
+from saf_jax.data.mixing import change_speed, draw_mixture, without_offset
 from saf_jax.data.recordings import Recordings, Storage
 from saf_jax.errors import UserError
 
 _LARGEST_MISMATCH = 0.01
 # Rooms longer than this add cost, not realism: the rest of their sound is far below speech.
 _LONGEST_ROOM_SECONDS = 2.0
+# A piece of speech whose loudest frame lies so far below the active level of its recording is a pause. Brought to the
+# level of speech, its hiss would be a target.
+_PAUSE_DB, _FRAME_SECONDS = 20.0, 0.02
+_PLACES = 16
+# Of a longer recording, so much of it tells the level.
+_PIECES, _PIECE_SECONDS = 12, 5
 
 
 class Example(NamedTuple):
@@ -95,7 +102,7 @@ class PairedExamples:
 
 
 class MixedExamples:
-    """Mixtures of the recordings that `data.train_clean`, `train_noise` and `train_rir` name; a `mixing.Pools`."""
+    """Mixtures of the recordings that `data.train_clean`, `train_noise` and `train_rir` name."""
 
     def __init__(self, config: Config, storage: Storage, crop_samples: int):
         data = config.data
@@ -111,6 +118,7 @@ class MixedExamples:
         self._noise_ends = _draw_table(
             self._noise.lengths, [len(files) for files in noise_files], data.train_noise_weights
         )
+        self._active_levels_db: dict[int, float] = {}
         self.has_noise = len(self._noise) > 0
         self.has_rooms = len(self._rooms) > 0
 
@@ -126,10 +134,10 @@ class MixedExamples:
         rng = np.random.default_rng([self._seed, 2, position])
         factor = float(rng.uniform(*self._mixing.speed_factor)) if rng.random() < self._mixing.speed else 1.0
         file, start, count = self._crops.draw(rng, number, math.ceil(self._crop_samples * factor))
-        speech = self._speech.read(file, start, count)
+        speech = self._spoken(rng, file, self._speech.read(file, start, count))
         if factor != 1.0:
             speech = change_speed(speech, factor, max(1, min(self._crop_samples, int(count / factor))))
-        mixture = draw_mixture(rng, self._mixing, speech, self, self._rate)
+        mixture = draw_mixture(rng, self._mixing, speech, _Around(self, file), self._rate)
         return Example(mixture.clean, mixture.noisy, f"{self._speech.files[file]}: {mixture.description}")
 
     def noise(self, rng: np.random.Generator, samples: int) -> tuple[np.ndarray, str]:
@@ -138,10 +146,13 @@ class MixedExamples:
         file = min(file, len(self._noise) - 1)
         return self._piece(rng, self._noise, file, samples), self._noise.files[file].stem
 
-    def voice(self, rng: np.random.Generator, samples: int) -> tuple[np.ndarray, str]:
-        """A piece of the speech of another example."""
-        file = self._crops.draw(rng, int(rng.integers(len(self))))[0]
-        return self._piece(rng, self._speech, file, samples), self._speech.files[file].stem
+    def voice(self, rng: np.random.Generator, samples: int, target: int) -> tuple[np.ndarray, str]:
+        """A piece of the speech of another recording than the target's, if there is one."""
+        for _ in range(_PLACES):
+            file = self._crops.draw(rng, int(rng.integers(len(self))))[0]
+            if file != target:
+                break
+        return self._spoken(rng, file, self._piece(rng, self._speech, file, samples)), self._speech.files[file].stem
 
     def room(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """An impulse response."""
@@ -158,8 +169,61 @@ class MixedExamples:
     def _piece(rng: np.random.Generator, recordings: Recordings, file: int, samples: int) -> np.ndarray:
         length = int(recordings.lengths[file])
         if length < samples:
-            return noises.take(rng, recordings.read(file), samples)
-        return recordings.read(file, int(rng.integers(0, length - samples + 1)), samples)
+            return without_offset(noises.take(rng, recordings.read(file), samples))
+        return without_offset(recordings.read(file, int(rng.integers(0, length - samples + 1)), samples))
+
+    def _spoken(self, rng: np.random.Generator, file: int, piece: np.ndarray) -> np.ndarray:
+        """The piece, or in place of a pause another one of the recording; silence where none is found."""
+        for _ in range(_PLACES):
+            piece = without_offset(piece)
+            if _loudest_frame_db(piece, self._rate) > self._active_level_db(file) - _PAUSE_DB:
+                return piece
+            piece = self._piece(rng, self._speech, file, len(piece))
+        return np.zeros_like(piece)
+
+    def _active_level_db(self, file: int) -> float:
+        """P.56 active level of a recording of speech; infinite for a silent one, whose pieces are all pauses."""
+        if file not in self._active_levels_db:
+            length, piece = int(self._speech.lengths[file]), _PIECE_SECONDS * self._rate
+            if length <= _PIECES * piece:
+                samples = self._speech.read(file)
+            else:
+                starts = np.linspace(0, length - piece, _PIECES).astype(int).tolist()
+                samples = np.concatenate([self._speech.read(file, start, piece) for start in starts])
+            level_db = active_level_db(without_offset(samples), self._rate)
+            self._active_levels_db[file] = level_db if math.isfinite(level_db) else math.inf
+        return self._active_levels_db[file]
+
+
+class _Around(NamedTuple):
+    """The pools for one example: `mixing.Pools` whose voices are others than the target's."""
+
+    examples: MixedExamples
+    target: int
+
+    @property
+    def has_rooms(self) -> bool:
+        return self.examples.has_rooms
+
+    @property
+    def has_noise(self) -> bool:
+        return self.examples.has_noise
+
+    def noise(self, rng: np.random.Generator, samples: int) -> tuple[np.ndarray, str]:
+        return self.examples.noise(rng, samples)
+
+    def voice(self, rng: np.random.Generator, samples: int) -> tuple[np.ndarray, str]:
+        return self.examples.voice(rng, samples, self.target)
+
+    def room(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        return self.examples.room(rng)
+
+
+def _loudest_frame_db(samples: np.ndarray, sample_rate_hz: int) -> float:
+    """Level of the loudest 20 ms: float32 [N] -> dB; -inf for silence."""
+    size = min(len(samples), round(_FRAME_SECONDS * sample_rate_hz))
+    power = np.square(samples[: len(samples) // size * size]).reshape(-1, size).mean(axis=1).max()
+    return 10 * math.log10(power) if power > 0 else -math.inf
 
 
 def list_files(source: str, kind: str) -> list[Path]:

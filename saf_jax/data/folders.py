@@ -3,11 +3,12 @@
 import contextlib
 import csv
 import glob
+import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from saf_jax.audio import list_audio
@@ -56,6 +57,11 @@ def whole_folder(path: Path, may_replace: Callable[[Path], bool]) -> Iterator[Pa
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def holds_only(folder: Path, names: Collection[str]) -> bool:
+    """Whether all files below a folder are among some names, relative to it."""
+    return all(path.relative_to(folder).as_posix() in names for path in folder.rglob("*") if not path.is_dir())
+
+
 def labels(folder: Path) -> dict[Path, str]:
     """The label of each audio file below a folder: the kind of noise, or the speaker.
 
@@ -67,10 +73,11 @@ def labels(folder: Path) -> dict[Path, str]:
       UserError: the folder is missing or empty, or the table lacks a file.
     """
     files = list_audio(folder)
+    absolute = Path(os.path.abspath(folder))
     for table in (
         folder / FILE_NAME,
-        folder.with_name(folder.name + ".tsv"),
-        folder.with_name(folder.name + ".csv"),
+        # Of "." the name is not known yet.
+        *(absolute.with_name(absolute.name + ending) for ending in (".tsv", ".csv") if absolute.name),
     ):
         if table.is_file():
             named = _read_labels(table, folder)

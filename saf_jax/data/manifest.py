@@ -21,6 +21,19 @@ def write_manifest(path: str | os.PathLike, columns: Sequence[str], rows: Iterab
     write_text(path, text.getvalue())
 
 
+def check_manifest(path: str | os.PathLike, columns: Sequence[str]) -> None:
+    """Whether a table may be written there: nothing else must be lost by it.
+
+    Raises:
+      UserError: there is one with other columns.
+    """
+    if os.path.lexists(path):
+        try:
+            read_manifest(path, columns)
+        except UserError as error:
+            raise UserError(f"{path}: is another table, which would be replaced: name another --root") from error
+
+
 def read_manifest(path: str | os.PathLike, needed: Sequence[str] = ()) -> list[dict[str, str]]:
     """Reads a table: one mapping from column to text per row.
 

@@ -1,11 +1,13 @@
 """`saf-jax mix`: a fixed test set of mixtures, the same for everybody who gives the same seed and files."""
 
 import argparse
+import contextlib
 import fnmatch
 import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +17,17 @@ import numpy as np
 from saf_jax import audio
 from saf_jax.data import noises
 from saf_jax.data.active_level import active_level_db, rms_db
-from saf_jax.data.folders import labels, whole_folder
-from saf_jax.data.manifest import FILE_NAME, write_manifest
-from saf_jax.data.mixing import gain_for_snr, reverberate
+from saf_jax.data.folders import holds_only, labels, whole_folder
+from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
+from saf_jax.data.mixing import gain_for_snr, reverberate, without_offset
 from saf_jax.errors import UserError
 from saf_jax.files import user_errors
 from saf_jax.worker_processes import usable_cores
 
 _MARKER = "mix.json"
 # Sets of another version are made anew: raise it when the same settings and recordings give other mixtures.
-_VERSION = 2
-_PARTS = {"clean", "noisy", "noise", FILE_NAME, _MARKER}
+_VERSION = 3
+_KINDS = ("clean", "noise", "noisy")
 _COLUMNS = ("file", "clean_file", "speaker", "noise", "noise_file", "rir_file", "snr_db", "seconds")
 _PEAK = 0.99
 _TRIES = 20
@@ -126,7 +128,9 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
     _check(settings)
     plans = _plan(settings)
     marker = _marker(settings)
-    if _read_marker(settings.out) == marker and (settings.out / FILE_NAME).is_file():
+    if _read_marker(settings.out) == marker and all(
+        (settings.out / name).is_file() for name in _names(settings, plans)
+    ):
         return len(plans), False
     with whole_folder(settings.out, _is_ours) as folder:
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -134,6 +138,13 @@ def make_mixtures(settings: MixSettings) -> tuple[int, bool]:
         write_manifest(folder / FILE_NAME, _COLUMNS, rows)
         (folder / _MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
     return len(plans), True
+
+
+def _names(settings: MixSettings, plans: Sequence[_Plan]) -> Iterator[str]:
+    """The files of a set."""
+    yield FILE_NAME
+    for plan in plans:
+        yield from (f"{kind}/{plan.name}.{settings.format}" for kind in _KINDS)
 
 
 def fingerprint(settings: MixSettings) -> str:
@@ -223,7 +234,7 @@ def _plain(kind: str) -> str:
 def _make(folder: Path, settings: MixSettings, number: int, plan: _Plan) -> tuple:
     rate = settings.sample_rate_hz
     rng = np.random.default_rng([settings.seed, 2, number])
-    clean = wet = audio.read_mono(plan.speech, rate)
+    clean = wet = without_offset(audio.read_mono(plan.speech, rate))
     if plan.room is not None:
         wet, clean = reverberate(clean, audio.read_mono(plan.room, rate), rate, settings.early_ms)
     speech_db = active_level_db(clean, rate)
@@ -231,7 +242,7 @@ def _make(folder: Path, settings: MixSettings, number: int, plan: _Plan) -> tupl
         raise UserError(f"{plan.speech}: is silent: no ratio can be held to it: remove it")
     source = audio.read_mono(plan.noise, rate)
     for _ in range(_TRIES):
-        noise = noises.take(rng, source, len(clean))
+        noise = without_offset(noises.take(rng, source, len(clean)))
         if rms_db(noise) > -100:
             break
     else:
@@ -307,7 +318,13 @@ def _digest(file: Path) -> str:
 
 def _is_ours(folder: Path) -> bool:
     """True for a folder that holds nothing but a set of mixtures."""
-    return _read_marker(folder) is not None and {path.name for path in folder.iterdir()} <= _PARTS
+    if _read_marker(folder) is None:
+        return False
+    with contextlib.suppress(UserError):
+        names = [Path(row["file"]).name for row in read_manifest(folder / FILE_NAME, ("file",))]
+        return holds_only(folder, {FILE_NAME, _MARKER, *(f"{kind}/{name}" for kind in _KINDS for name in names)})
+    # Whose files are whose is not known any more.
+    return holds_only(folder, {_MARKER})
 
 
 def _read_marker(folder: Path) -> dict | None:

@@ -58,6 +58,16 @@ class Pools(Protocol):
         """A room impulse response."""
 
 
+def without_offset(samples: np.ndarray) -> np.ndarray:
+    """The samples less their mean where that counts in their level (0.04 dB and more): an offset is not heard.
+
+    Cheap recorders leave one. Everything else stays as it is to the bit.
+    """
+    mean = float(samples.mean(dtype=np.float64)) if len(samples) else 0.0
+    power = float(np.square(samples, dtype=np.float64).mean()) if len(samples) else 0.0
+    return samples - np.float32(mean) if mean**2 > 0.01 * power else samples
+
+
 def gain_for_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float, sample_rate_hz: int) -> float:
     """Factor for the noise that brings P.56 active level of the speech minus RMS level of the noise to `snr_db`.
 

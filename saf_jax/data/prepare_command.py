@@ -1,6 +1,7 @@
 """`saf-jax prepare`: training data from the official corpus, or from any folders of speech and noise."""
 
 import argparse
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from saf_jax import audio
-from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
+from saf_jax.data.manifest import FILE_NAME, check_manifest, read_manifest, write_manifest
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
 from saf_jax.files import make_folder, user_errors
@@ -16,6 +17,8 @@ from saf_jax.worker_processes import usable_cores
 
 FOLDER_COLUMNS = ("file", "kind", "split", "label", "seconds", "sample_rate_hz", "channels")
 _SAMPLE_RATE_HZ = 16000
+# What --convert wrote into the folder, and is to write: noted before anything is converted.
+_CONVERTED = "converted.csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     corpus.add_argument("--format", choices=("flac", "wav"), default="flac")
     corpus.add_argument("--jobs", type=int, default=0, metavar="N", help="threads; default one a core")
-    corpus.add_argument("--discard-archives", action="store_true", help="delete fetched archives when all is converted")
+    corpus.add_argument(
+        "--discard-archives", action="store_true", help="delete the archives in DIR/archives at the end"
+    )
     corpus.add_argument("--url", default="", help="another server that holds the official archives")
     folder = what.add_parser("folder", help="check folders of clean speech and noise and write a manifest")
     folder.add_argument("--clean", type=Path, nargs="+", default=[], metavar="DIR", help="clean speech")
@@ -57,9 +62,10 @@ def _run_voicebank(args: argparse.Namespace) -> int:
     other = "wav" if args.format == "flac" else "flac"
     if any(path for split in ("train", "valid", "test") for path in root.glob(f"{split}/*/*.{other}")):
         raise UserError(f"{root}: holds the corpus as {other} already: say --format {other}, or name another folder")
+    check_manifest(root / FILE_NAME, voicebank.COLUMNS)
     counts = voicebank.finished(root)
+    archives = args.source or root / "archives"
     if counts is None:
-        archives = args.source or root / "archives"
         if args.source is not None:
             if not args.source.is_dir():
                 raise UserError(
@@ -84,9 +90,10 @@ def _run_voicebank(args: argparse.Namespace) -> int:
                 source.close()
         if args.source is None:
             download.record_archives(voicebank.ARCHIVES, archives)
-            if args.discard_archives:
-                for name in voicebank.ARCHIVES:
-                    (archives / name).unlink(missing_ok=True)
+    if args.discard_archives and args.source is None:
+        for name in voicebank.ARCHIVES:
+            with user_errors(archives / name, "delete"):
+                (archives / name).unlink(missing_ok=True)
     print(f"{root}: {counts['train']} training, {counts['valid']} validation, {counts['test']} test pairs")
     for split, official in voicebank.OFFICIAL_PAIRS.items():
         have = counts[split] + (counts["valid"] if split == "train" else 0)
@@ -105,6 +112,7 @@ def _run_folder(args: argparse.Namespace) -> int:
         raise UserError("name folders to look through: --clean DIR, --noise DIR, --rir DIR")
     if not 0 <= args.valid < 1:
         raise UserError(f"--valid {args.valid}: must lie in [0, 1)")
+    check_manifest(args.root / FILE_NAME, FOLDER_COLUMNS)
     folders = [(kind, folder) for kind in ("clean", "noise", "rir") for folder in getattr(args, kind)]
     found = survey.survey(folders, survey.Rules(args.min_seconds, args.speaker, args.valid))
     root = make_folder(args.root)
@@ -116,8 +124,13 @@ def _run_folder(args: argparse.Namespace) -> int:
     if not good:
         raise UserError(f"none of the {len(found)} recordings can be used: see {root / 'left_out.csv'}")
     if args.convert:
-        places = _convert(root, good)
-        _remove_former(root, set(places.values()))
+        places = _places(good)
+        former = _former(root)
+        _check_places(root, set(places.values()) - former, [finding.path for finding in found])
+        write_manifest(root / _CONVERTED, ("file",), [(name,) for name in sorted({*places.values(), *former})])
+        _convert(root, places)
+        _remove(root, former - set(places.values()))
+        write_manifest(root / _CONVERTED, ("file",), [(name,) for name in sorted(places.values())])
     else:
         places = {f.path: str(f.path.resolve()) for f in good}
     write_manifest(
@@ -143,20 +156,18 @@ def _run_folder(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _remove_former(root: Path, kept: set[str]) -> None:
-    """Removes what an earlier run converted and this one did not: it could lie in another part of the data now."""
-    try:
-        rows = read_manifest(root / FILE_NAME, FOLDER_COLUMNS)
-    except UserError:
-        return
-    for row in rows:
-        if row["file"] not in kept and not Path(row["file"]).is_absolute() and ".." not in Path(row["file"]).parts:
-            with user_errors(root / row["file"]):
-                (root / row["file"]).unlink(missing_ok=True)
+def _former(root: Path) -> set[str]:
+    """What earlier calls converted or were about to: it could lie in another part of the data now."""
+    names: set[str] = set()
+    # Versions without the list of its own named the files in the manifest alone.
+    for table in (_CONVERTED, FILE_NAME):
+        if (root / table).is_file():
+            names |= {row["file"] for row in read_manifest(root / table, ("file",))}
+    return {name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts}
 
 
-def _convert(root: Path, good: list) -> dict[Path, str]:
-    """Writes 16 kHz flac files into `root/SPLIT/KIND/LABEL`; returns their places relative to `root`."""
+def _places(good: list) -> dict[Path, str]:
+    """Where each file goes below the root: SPLIT/KIND/LABEL/NAME.flac."""
     places: dict[Path, str] = {}
     taken: set[str] = set()
     for finding in good:
@@ -167,6 +178,26 @@ def _convert(root: Path, good: list) -> dict[Path, str]:
             name = f"{folder}/{finding.path.stem}-{number}.flac"
         taken.add(name)
         places[finding.path] = name
+    return places
+
+
+def _check_places(root: Path, new: set[str], sources: list[Path]) -> None:
+    """Whether files may be written there that no earlier call wrote.
+
+    Raises:
+      UserError: one is there, as where the recordings themselves lie.
+    """
+    own = {path.resolve() for path in sources}
+    for name in sorted(new):
+        target = root / name
+        if target.resolve() in own:
+            raise UserError(f"{target}: is one of the recordings, which would be replaced: name another --root")
+        if os.path.lexists(target):
+            raise UserError(f"{target}: exists and was not made by an earlier call: move it, or name another --root")
+
+
+def _convert(root: Path, places: dict[Path, str]) -> None:
+    """Writes 16 kHz flac files."""
 
     def convert(path: Path) -> None:
         samples = audio.read_mono(path, _SAMPLE_RATE_HZ)
@@ -177,4 +208,9 @@ def _convert(root: Path, good: list) -> dict[Path, str]:
     with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in track(pool.map(convert, places), "converting", len(places)):
             pass
-    return places
+
+
+def _remove(root: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        with user_errors(root / name, "remove"):
+            (root / name).unlink(missing_ok=True)

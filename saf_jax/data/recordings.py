@@ -243,7 +243,8 @@ def _header(path: Path) -> tuple[int, int, bool]:
     except (soundfile.LibsndfileError, OSError):
         recording = audio.read(path)
         return len(recording.samples), recording.sample_rate_hz, False
-    if info.frames <= 0:
+    # More than a thousand years: libsndfile's word for a header that does not say.
+    if not 0 < info.frames <= audio.MOST_SAMPLES:
         return len(audio.read(path).samples), info.samplerate, False
     return info.frames, info.samplerate, info.channels == 1 and info.subtype in ("PCM_16", "PCM_S8", "PCM_U8")
 
@@ -254,5 +255,7 @@ def _probe_all(files: Sequence[Path], sample_rate_hz: int) -> tuple[np.ndarray, 
     for path in files:
         frames, rate, exact = _header(path)
         lengths.append(round(frames * sample_rate_hz / rate))
+        if not lengths[-1]:
+            raise UserError(f"{path}: is shorter than a sample at {sample_rate_hz} Hz: take it out of the folder")
         sizes.append(lengths[-1] * (2 if exact and rate == sample_rate_hz else 4))
     return np.array(lengths, np.int64), np.array(sizes, np.int64)

@@ -105,12 +105,19 @@ def _candidates(folder: Path) -> list[Path]:
         audio.list_audio(folder)
     found = sorted(
         p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in audio.SUFFIXES and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        for p in [
+            *audio.visible_files(folder),
+            *(p for p in folder.rglob("*") if p.is_dir() and not _hidden(p, folder)),
+        ]
+        if p.suffix.lower() in audio.SUFFIXES
     )
     if not found:
         raise UserError(f"{folder}: holds no audio file ({', '.join(sorted(audio.SUFFIXES))})")
     return found
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _splits(files: list[Path], folder: Path) -> tuple[dict[Path, str] | None, dict[Path, tuple[str, ...]]]:

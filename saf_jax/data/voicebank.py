@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saf_jax import audio
-from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
+from saf_jax.data.manifest import FILE_NAME, check_manifest, read_manifest, write_manifest
 from saf_jax.data.progress_bar import track
 from saf_jax.errors import UserError
 from saf_jax.files import atomic_path, explain_os_error, make_folder
@@ -65,7 +65,7 @@ class Source:
         self.path = path
         self._archive: zipfile.ZipFile | None = None
         if path.is_dir():
-            found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+            found = {file.relative_to(path).as_posix(): file for file in audio.visible_files(path) if file.is_file()}
             self._sizes = {name: file.stat().st_size for name, file in found.items()}
         else:
             try:
@@ -180,6 +180,7 @@ def prepare(root: Path, sources: dict[str, Source], *, audio_format: str = "flac
     Raises:
       UserError: an archive or a file in it is damaged, the parts do not fit together, or the disk is full.
     """
+    check_manifest(root / FILE_NAME, COLUMNS)
     conditions, waves = {}, {}
     for split, log in LOGS.items():
         logs = sources[LOG_ARCHIVE].entries({".txt"})

@@ -102,3 +102,12 @@ def test_digital_silence_around_speech_is_not_active():
     level, activity = active_level(tone, 16000)
     padded_level, padded_activity = active_level(np.concatenate([np.zeros(32000), tone]), 16000)
     assert padded_level == pytest.approx(level, abs=0.01) and padded_activity == pytest.approx(activity / 3, abs=0.01)
+
+
+def test_long_signals_in_blocks_have_the_level_of_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    samples = np.concatenate([part for _ in range(4) for part in (speechlike(rng, 20000), np.zeros(9000))])
+    whole = active_level(samples, 16000)
+    for block in (1000, 16384, 30011):
+        monkeypatch.setattr("saf_jax.data.active_level._BLOCK", block)
+        assert active_level(samples, 16000) == pytest.approx(whole, rel=1e-9)

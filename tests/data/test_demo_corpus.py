@@ -113,6 +113,12 @@ def test_foreign_folder_is_left_alone(tmp_path, small):
     with pytest.raises(UserError, match=r"exists and holds something else"):
         demo_corpus.make_demo_corpus(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+    corpus = demo_corpus.make_demo_corpus(tmp_path / "corpus")
+    mine = corpus.train_clean / "mine.wav"
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"exists and holds something else"):
+        demo_corpus.make_demo_corpus(tmp_path / "corpus", seed=1)
+    assert mine.exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"exists and holds something else"):
         demo_corpus.make_demo_corpus(tmp_path / "file")

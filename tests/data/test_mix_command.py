@@ -88,9 +88,10 @@ def test_a_set_of_another_version_is_made_anew(command, tmp_path):
     assert command("--turns") == 0
     marker, table = tmp_path / "out" / "mix.json", tmp_path / "out" / "manifest.csv"
     whole = table.read_text()
-    table.write_text("stale")
+    stale = whole + "\n"
+    table.write_text(stale)
     assert command("--turns") == 0
-    assert table.read_text() == "stale"
+    assert table.read_text() == stale
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"version": 1}))
     assert command("--turns") == 0
     assert table.read_text() == whole
@@ -262,3 +263,44 @@ def test_real_recordings(command, tmp_path):
             for kind in ("clean", "noise")
         )
         assert snr_db(clean, noise, 16000) == pytest.approx(float(row["snr_db"]), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["clean/mine.txt", "noisy/mine.wav", "noise/deep/mine.txt"])
+def test_what_lies_among_a_sets_recordings_is_never_thrown_away(command, tmp_path, capsys, name):
+    assert command() == 0
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    assert command("--seed", 1) == 2
+    assert "holds something else" in capsys.readouterr().err and mine.read_text() == "mine"
+
+
+def test_a_set_that_lost_a_file_is_made_anew(command, tmp_path):
+    assert command() == 0
+    lost = next((tmp_path / "out" / "noisy").iterdir())
+    content = lost.read_bytes()
+    lost.unlink()
+    assert command() == 0 and lost.read_bytes() == content
+    shutil.rmtree(tmp_path / "out" / "clean")
+    assert command() == 0 and len(list((tmp_path / "out" / "clean").iterdir())) == len(manifest(tmp_path / "out"))
+
+
+def test_an_offset_of_the_recorder_is_no_noise(command, pools, tmp_path):
+    for kind in ("clean", "noise"):
+        for path in sorted((pools / kind).iterdir()):
+            samples, rate = soundfile.read(path)
+            (tmp_path / "offset" / kind).mkdir(parents=True, exist_ok=True)
+            soundfile.write(tmp_path / "offset" / kind / path.name, 0.3 * samples + 0.2, rate)
+    assert command(clean=tmp_path / "offset" / "clean", noise=tmp_path / "offset" / "noise", snr="5") == 0
+    for row in manifest(tmp_path / "out"):
+        clean, noise = (
+            read(tmp_path / "out" / row["file"].replace("noisy", kind, 1)).samples[:, 0] for kind in ("clean", "noise")
+        )
+        assert snr_db(clean - clean.mean(), noise - noise.mean(), 16000) == pytest.approx(5, abs=0.15)
+
+
+def test_the_current_folder_can_be_mixed(command, pools, monkeypatch):
+    monkeypatch.chdir(pools / "clean")
+    assert command(clean=".") == 0
+    monkeypatch.chdir(pools / "noise")
+    assert command(noise=".", out="other") == 0

@@ -16,15 +16,18 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from speechlike import speechlike
 
 from saf_jax.audio import read_mono
-from saf_jax.data.examples import Crops
+from saf_jax.data.active_level import snr_db
+from saf_jax.data.examples import Crops, MixedExamples
 from saf_jax.data.pipeline import (
     describe_examples,
     examples_per_epoch,
     training_batches,
     validation_pairs,
 )
+from saf_jax.data.recordings import Storage
 from saf_jax.errors import UserError
 
 
@@ -362,3 +365,60 @@ def test_small_mismatch_is_trimmed(pair_config, tmp_path):
     soundfile.write(tmp_path / "noisy" / "b.wav", samples, 16000)
     lengths = {int(samples) for batch in take(config, 4) for samples in batch["samples"]}
     assert lengths == {15900, 16000}
+
+
+@pytest.fixture
+def pausing(tmp_path):
+    """Four recordings of 12 s: 2 s of a voice, then hiss 50 dB below it."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        samples = 1e-3 * rng.standard_normal(12 * 16000).astype(np.float32)
+        samples[:32000] += np.float32(0.3) * speechlike(rng, 32000)
+        (tmp_path / "clean").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "clean" / f"p{number}.wav", samples, 16000, subtype="FLOAT")
+    return tmp_path / "clean"
+
+
+def test_pauses_are_no_targets(mix_config, pausing):
+    """Brought to the level of speech, the hiss of a pause would be what the network is to keep."""
+    config = mix_config(
+        f"data.train_clean={pausing}", "mixing.speech_free=0", "mixing.near_clean=0", "data.train_rir=[]"
+    )
+    said = [line for batch in take(config, 12) for line in describe_examples(config, batch["index"])]
+    crops = [
+        clean[: int(count)] for batch in take(config, 12) for clean, count in zip(batch["clean"], batch["samples"])
+    ]
+    spoken = [crop for crop in crops if crop.any()]
+    # Three in four crops lie in the pauses: nearly all of them are moved to where somebody speaks.
+    assert len(spoken) > 0.75 * len(crops)
+    assert sum("no speech" in line for line in said) == len(crops) - len(spoken)
+    for crop in spoken:
+        # Hiss alone has a crest factor of some 13 dB; a voice beside it stands out.
+        frames = np.square(crop[: len(crop) // 320 * 320]).reshape(-1, 320).mean(axis=1)
+        assert 10 * np.log10(frames.max() / np.median(frames)) > 3 or frames.min() > 0.01 * frames.max()
+
+
+def test_voices_of_babble_are_others_than_the_target(mix_config, pools):
+    config = mix_config("data.train_rir=[]")
+    examples = MixedExamples(config, Storage(16000), 16000)
+    rng = np.random.default_rng(0)
+    names = [examples.voice(rng, 8000, 3)[1] for _ in range(100)]
+    assert len(set(names)) == 8 and examples._speech.files[3].stem not in names
+    examples.close()
+
+
+def test_an_offset_of_the_recorder_is_no_noise(mix_config, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "a.wav", 0.01 * rng.standard_normal(60000) + 0.03, 16000)
+    config = mix_config(
+        f"data.train_noise={tmp_path / 'noise'}", "data.train_rir=[]", "mixing.snr_db=[0, 0]", "mixing.speech_free=0",
+        *(f"mixing.{name}=0" for name in (
+            "near_clean", "babble", "generated", "more_noises", "impulses", "noise_transform", "intermittent",
+            "equaliser", "band_limit", "clipping", "speed")),
+    )  # fmt: skip
+    for batch in take(config, 4):
+        for clean, noisy, count in zip(batch["clean"], batch["noisy"], batch["samples"]):
+            noise = (noisy - clean)[: int(count)]
+            assert abs(noise.mean()) < 0.1 * noise.std()
+            assert snr_db(clean[: int(count)], noise, 16000) == pytest.approx(0, abs=0.3)

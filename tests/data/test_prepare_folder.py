@@ -14,6 +14,7 @@ from speechlike import speechlike
 from saf_jax import cli
 from saf_jax.audio import read
 from saf_jax.config import load_config
+from saf_jax.data import prepare_command
 from saf_jax.data.pipeline import training_batches
 
 
@@ -340,3 +341,56 @@ def test_real_folders(tmp_path, capsys):
     assert len(left_out) <= 3
     total = sum(len(files) for _, _, files in os.walk(f"{folder}/dev"))
     assert len(rows) + len(left_out) == total - 2  # two tables
+
+
+@pytest.mark.parametrize(
+    "options", [("--noise", "data/train/noise"), ("--clean", "data/train/clean", "--speaker", "none")]
+)
+def test_recordings_are_never_converted_into_themselves(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / options[1] / "rain.flac"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, np.stack([speech(rate=48000)] * 2, axis=1), 48000)
+    before = path.read_bytes()
+    assert prepare("data", *options, "--convert", "--valid", 0) == 2
+    assert "is one of the recordings, which would be replaced: name another --root" in capsys.readouterr().err
+    assert path.read_bytes() == before and not (tmp_path / "data" / "manifest.csv").exists()
+
+
+def test_files_of_others_are_not_converted_over(tmp_path, capsys):
+    write_good(tmp_path / "speech" / "a.wav")
+    mine = write_good(tmp_path / "root" / "train" / "clean" / "a.flac")
+    before = mine.read_bytes()
+    assert prepare(tmp_path / "root", "--clean", tmp_path / "speech", "--convert", "--valid", 0) == 2
+    assert "exists and was not made by an earlier call" in capsys.readouterr().err and mine.read_bytes() == before
+
+
+def test_what_was_converted_is_known_after_other_and_interrupted_calls(tmp_path, monkeypatch):
+    for speaker in range(6):
+        write_good(tmp_path / "speech" / f"s{speaker}" / f"take{speaker}.wav")
+    root, clean = tmp_path / "root", ("--clean", tmp_path / "speech")
+    with monkeypatch.context() as patch:
+        # Ends when some files are there, before the manifest.
+        patch.setattr(prepare_command, "_remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(root, *clean, "--convert", "--valid", 0.5) == 130
+    assert list(root.rglob("*.flac")) and not (root / "manifest.csv").exists()
+    for more in (("--convert", "--valid", 0.4), ("--valid", 0.5), ("--convert", "--valid", 0.1)):
+        assert prepare(root, *clean, *more) == 0
+    listed = {row["file"] for row in rows_of(root)}
+    assert listed == {path.relative_to(root).as_posix() for path in root.rglob("*.flac")} and len(listed) == 6
+
+
+def test_a_table_of_the_users_own_is_not_replaced(tmp_path, capsys):
+    write_good(tmp_path / "noise" / "a.wav")
+    (tmp_path / "noise" / "manifest.csv").write_text("file,kind_of_noise\na.wav,rain\n")
+    assert prepare(tmp_path / "noise", "--noise", tmp_path / "noise") == 2
+    assert "is another table, which would be replaced: name another --root" in capsys.readouterr().err
+    assert "rain" in (tmp_path / "noise" / "manifest.csv").read_text()
+
+
+def test_linked_folders_are_looked_through(tmp_path):
+    write_good(tmp_path / "stored" / "s1" / "b.wav")
+    write_good(tmp_path / "speech" / "s0" / "a.wav")
+    (tmp_path / "speech" / "more").symlink_to(tmp_path / "stored")
+    assert prepare(tmp_path / "root", "--clean", tmp_path / "speech", "--valid", 0) == 0
+    assert len(rows_of(tmp_path / "root")) == 2

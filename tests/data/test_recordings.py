@@ -126,3 +126,23 @@ def test_file_that_vanishes_or_shrinks_is_named(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"x\.wav: no such file"):
         held.read(0)
+
+
+def test_a_header_without_a_length_is_named(tmp_path):
+    """A FLAC that was written into a pipe says 0 samples, which libsndfile tells as 2**63 - 1."""
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(30000) * 0.1, 16000)
+    content = bytearray(path.read_bytes())
+    # STREAMINFO: the 36 low bits of the 8 bytes that begin 18 bytes into the file hold the number of samples.
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"piped\.flac: .*how long"):
+        Storage(16000).open([path])
+
+
+def test_a_recording_of_nothing_at_the_rate_is_named(tmp_path):
+    path = tmp_path / "one.wav"
+    soundfile.write(path, np.full(1, 0.1), 48000)
+    with pytest.raises(UserError, match=r"one\.wav: is shorter than a sample at 16000 Hz"):
+        Storage(16000).open([path])

@@ -536,3 +536,18 @@ def test_real_pairs_in_official_layout(tmp_path):
         assert np.sqrt(np.mean((clean - original) ** 2)) < 0.02 * np.sqrt(np.mean(original**2))
     assert np.median(errors) <= 0.05
     assert np.quantile(errors, 0.9) <= 0.2
+
+
+def test_archives_can_be_discarded_later(server, tmp_path):
+    assert prepare(tmp_path / "root", "--url", server.url) == 0
+    assert len(list((tmp_path / "root/archives").glob("*.zip"))) > 0
+    assert prepare(tmp_path / "root", "--url", server.url, "--discard-archives") == 0
+    assert not list((tmp_path / "root/archives").glob("*.zip"))
+
+
+def test_another_table_is_not_replaced(zips, tmp_path, capsys):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "manifest.csv").write_text("file,mine\na,b\n")
+    assert prepare(tmp_path / "root", "--from", zips) == 2
+    one_error(capsys, "manifest.csv: is another table, which would be replaced: name another --root")
+    assert (tmp_path / "root" / "manifest.csv").read_text() == "file,mine\na,b\n"
