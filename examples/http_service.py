@@ -19,7 +19,7 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -28,12 +28,15 @@ from saf_jax.audio_blocks import Recording, open_recording
 from saf_jax.enhance_files import enhance_files
 from saf_jax.enhance_jobs import Job
 from saf_jax.errors import UserError
+from saf_jax.jax_defects import avoid_fft_deadlock
 from saf_jax.jit_cache import use_compilation_cache
 from saf_jax.recomposition import Treatment
 
 MOST_BYTES = 64 << 20
 # A few bytes of flac can hold hours of silence: what comes out of the decoder has a limit of its own.
 MOST_SAMPLES = 48000 * 600
+# A low rate makes much of little: it is brought up to that of the network.
+LEAST_RATE_HZ, NETWORK_RATE_HZ = 1000, 16000
 BODY_SECONDS, WORK_SECONDS = 30.0, 60.0
 AT_WORK, WAITING = 2, 8
 TYPES = ("audio/", "application/octet-stream")
@@ -52,7 +55,9 @@ def enhanced(enhancer: saf_jax.Enhancer, body: bytes, deadline: float) -> bytes:
         recording.path.write_bytes(body)
         try:
             with open_recording(recording) as file:
-                if file.frames * file.channels > MOST_SAMPLES:
+                if file.samplerate < LEAST_RATE_HZ:
+                    raise HTTPException(400, f"a rate of {file.samplerate} Hz: send at least {LEAST_RATE_HZ} Hz")
+                if file.frames * file.channels * max(1.0, NETWORK_RATE_HZ / file.samplerate) > MOST_SAMPLES:
                     raise HTTPException(413, f"too long: at most {MOST_SAMPLES} samples, all channels together")
             for outcome in enhance_files(enhancer, [Job(recording, target)], Treatment(), check_time):
                 if outcome.error is not None:
@@ -80,6 +85,8 @@ async def read_body(request: Request) -> bytes:
                 body += chunk
                 if len(body) > MOST_BYTES:
                     raise too_large
+    except ClientDisconnect:
+        raise HTTPException(400, "the body broke off") from None
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} s: send it again") from None
     return bytes(body)
@@ -111,6 +118,8 @@ def application(enhancer: saf_jax.Enhancer) -> Starlette:
 
 
 def main(weights: str, port: str = "8000") -> None:
+    # Threads enhance side by side, which one version of JAX needs help with.
+    avoid_fft_deadlock()
     use_compilation_cache()
     enhancer = saf_jax.Enhancer(*saf_jax.load_weights(weights))
     # Compiled before the first request comes.

@@ -1,12 +1,14 @@
 """The command line: `saf-jax X`, `python -m saf_jax X`, and the scripts `train.py` and `eval.py`."""
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from saf_jax.errors import UserError
 from saf_jax.files import explain_os_error
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     avoid_fft_deadlock()
     try:
-        status = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        with _unwinding():
+            status = importlib.import_module(COMMANDS[args.command][0]).run(args)
         # Buffered output meets a closed pipe when it is flushed: here, not at the interpreter's exit.
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -89,6 +92,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_go_of_stdout()
         print(f"error: cannot write the output: {explain_os_error(error)}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _unwinding() -> Iterator[None]:
+    """Ended from outside (`kill`, `timeout`, a closed terminal), a command still removes what it has half written.
+
+    Training and sweeps have handlers of their own inside, which let them save.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+            # Not where somebody ignores it, as nohup does.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _print_anything() -> None:

@@ -5,6 +5,7 @@ that the training did not have, enhances one file and draws it.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def run_demo(
         "valid_clean": corpus.valid_clean,
         "valid_noisy": corpus.valid_noisy,
     }
-    config = load_config(config_name, [*(f"data.{key}={path}" for key, path in folders.items()), *overrides])
+    # As JSON, which is YAML: a name may hold what YAML takes for more than a name.
+    named = (f"data.{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in folders.items())
+    config = load_config(config_name, [*named, *overrides])
     say(f"training configs/{config_name}.yaml (a few minutes; interrupted and called again, it resumes)")
     trained = train_and_evaluate(config, workdir / "training", quiet=quiet)
     if trained["preempted"]:

@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.in_place:
         if args.out is not None:
             raise UserError("--in-place and -o: use one of them")
+        if args.overwrite:
+            raise UserError("--in-place: keeps a backup and replaces the file: leave --overwrite out")
         jobs = plan_in_place(args.inputs)
     else:
         if args.out is None:

@@ -183,7 +183,11 @@ class Enhancer:
         if self._takes_whole:
             yield from self._whole(pieces, level)
             return
-        size = block_samples or self._piece
+        size = self._piece if block_samples is None else block_samples
+        if size < 1 or size % self.config.stft.hop_samples:
+            raise ValueError(
+                f"block_samples={size}: must be a multiple of {self.config.stft.hop_samples}, at least one"
+            )
         states: list[streaming.StreamState] = []
         given, position = 0, -streaming.delay_samples(self.config)
         for block in equal_blocks(pieces, size):

@@ -156,7 +156,9 @@ def _check_flatbuffers() -> None:
 def load_stablehlo(path: str | os.PathLike) -> Callable:
     """Reads what `save_stablehlo` wrote: a function of arrays; the step's state begins with zeros of its shapes.
 
-    The step's state before the first sample is all zeros, but for "left", which is `saf_jax.streaming.UNENDING`.
+    The step's state before the first sample is all zeros, but for "left", which is `saf_jax.streaming.UNENDING`. Its
+    shapes, and that of the samples: `jax.export.deserialize(content).in_avals`, in the order of the function's
+    arguments.
 
     Raises:
       UserError: the file cannot be read or is damaged, or flatbuffers is not installed.

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,14 +63,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     make_folder(path.parent)
     with user_errors(path):
         # 40 characters, at most 160 bytes: the temporary name must fit into a file system's 255 bytes in any script.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=f".partial{path.suffix}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}"
+        # With the permissions that an ordinary open() gives, which those of the tempfile module have not.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
-            # mkstemp makes private files; outputs get the permissions that an ordinary open() would give.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())

@@ -41,6 +41,8 @@ def describe(config: Config) -> dict[str, Any]:
 
     # A sample lies under at most window / hop frames, and the first sample of a Hann window is zero.
     frames_seen = past + future + stft.window_samples // stft.hop_samples - 1
+    # Half a hop more where half a window is not whole hops.
+    latency_samples = future * stft.hop_samples + stft.window_samples + stft.window_samples // 2 % stft.hop_samples
     return {
         "parameters": parameters,
         "gmac_per_second": round(count_macs_per_second(config) / 1e9, 4),
@@ -53,7 +55,7 @@ def describe(config: Config) -> dict[str, Any]:
         "receptive_field_ms": if_bounded(milliseconds(frames_seen * stft.hop_samples + stft.window_samples - 1)),
         "context_frames_before": if_bounded(past),
         "context_frames_after": if_bounded(future),
-        "algorithmic_latency_ms": if_bounded(milliseconds(future * stft.hop_samples + stft.window_samples)),
+        "algorithmic_latency_ms": if_bounded(milliseconds(latency_samples)),
     }
 
 

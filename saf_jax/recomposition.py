@@ -14,6 +14,10 @@ _GAIN_WEIGHTS = np.array([1.0, 2.0, 3.0, 2.0, 1.0])
 _NOTHING = 1e-10
 
 
+Quality = Literal["VHQ", "HQ"]
+"""soxr's: errors of 28 or 20 bits. The second is half as long behind."""
+
+
 class Treatment(NamedTuple):
     """What becomes of a recording besides what the network makes of it.
 
@@ -70,12 +74,12 @@ class Fifo:
 class Resampler:
     """`audio.resample` for pieces: the same samples, [n, channels] in and out; nothing to do where the rates agree."""
 
-    def __init__(self, from_hz: int, to_hz: int, channels: int):
+    def __init__(self, from_hz: int, to_hz: int, channels: int, quality: Quality = "VHQ"):
         self._stream = None
         if from_hz != to_hz:
             import soxr
 
-            self._stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality="VHQ")
+            self._stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality=quality)
 
     def push(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
         if self._stream is None:
@@ -159,13 +163,21 @@ class Recomposer:
       network_rate_hz: of the network.
       channels: number of channels.
       treatment: mix and high band.
+      quality: of the resampling.
     """
 
-    def __init__(self, sample_rate_hz: int, network_rate_hz: int, channels: int, treatment: Treatment):
+    def __init__(
+        self,
+        sample_rate_hz: int,
+        network_rate_hz: int,
+        channels: int,
+        treatment: Treatment,
+        quality: Quality = "VHQ",
+    ):
         self._rate, self._wet, self._channels = sample_rate_hz, np.float32(treatment.wet), channels
-        self._down = Resampler(sample_rate_hz, network_rate_hz, channels)
+        self._down = Resampler(sample_rate_hz, network_rate_hz, channels, quality)
         self._keeps = treatment.high_band == "keep" and sample_rate_hz > network_rate_hz
-        self._up = Resampler(network_rate_hz, sample_rate_hz, channels * (2 if self._keeps else 1))
+        self._up = Resampler(network_rate_hz, sample_rate_hz, channels * (2 if self._keeps else 1), quality)
         self._gain = HighBandGain(network_rate_hz, channels)
         self._recording, self._inputs = Fifo(channels), Fifo(channels)
         self._returned = Fifo(channels * (2 if self._keeps else 1))

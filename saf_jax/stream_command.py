@@ -1,18 +1,21 @@
 """`saf-jax enhance - --stream`: samples on stdin, enhanced samples on stdout, while they come."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from saf_jax.audio_blocks import AudioFormat
+from saf_jax.config import Config
 from saf_jax.enhance_command import treatment_of
 from saf_jax.enhance_pipes import check_stdout, raw_format, stdin_bytes
 from saf_jax.errors import UserError
 from saf_jax.level import LOUDEST
-from saf_jax.recomposition import Recomposer
+from saf_jax.recomposition import Recomposer, Treatment
 
 # Sizes in headers from programs that do not know how much will come.
 _UNKNOWN = 0xFFFF_FFFF
@@ -61,6 +64,8 @@ def run_stream(args: argparse.Namespace) -> int:
     """
     if args.inputs != ["-"] or args.out not in (None, "-") or args.in_place:
         raise UserError("--stream: works from stdin to stdout: saf-jax enhance - --stream")
+    if args.overwrite:
+        raise UserError("--stream: writes no file: leave --overwrite out")
     treatment, form = treatment_of(args), raw_format(args.raw_rate, args.raw_format, args.raw_channels)
     check_stdout()
     given = stdin_bytes()
@@ -84,30 +89,135 @@ def run_stream(args: argparse.Namespace) -> int:
     # Compiled before the first sample is taken: what waits meanwhile waits in the pipe.
     for _ in enhancer.blocks([np.zeros((form.channels, hop), np.float32)], block_samples=hop):
         pass
-    recomposer = Recomposer(form.sample_rate_hz, config.stft.sample_rate_hz, form.channels, treatment)
-    latency = 1000 * config.stft.window_samples / config.stft.sample_rate_hz
-    notes = [f"{latency:g} ms behind", *recomposer.notes()]
+    recomposer = _recomposer(form.sample_rate_hz, form.channels, config, treatment)
+    notes = [f"{latency_ms(form.sample_rate_hz, config, treatment):.0f} ms behind", *recomposer.notes()]
     print(f"stdin: {form.sample_rate_hz} Hz, {form.channels} channels ({'; '.join(notes)})", file=sys.stderr)
 
-    replaced = 0
+    replaced, clipped = 0, 0
+    with _Interrupts() as interrupts:
+        came = Arrival(given, form, size, interrupts)
 
-    def network_input() -> Iterator[np.ndarray]:
-        nonlocal replaced
-        for samples in read_samples(given, form, size):
-            usable, bad = mend(samples)
-            replaced += bad
-            yield recomposer.take(usable)
-        yield recomposer.take(np.zeros((0, form.channels), np.float32), last=True)
+        def network_input() -> Iterator[np.ndarray]:
+            nonlocal replaced
+            for samples in came:
+                usable, bad = mend(samples)
+                replaced += bad
+                yield recomposer.take(usable)
+            yield recomposer.take(np.zeros((0, form.channels), np.float32), last=True)
 
-    clipped = 0
-    for enhanced in enhancer.blocks(network_input(), block_samples=hop):
-        clipped += write_samples(sys.stdout.buffer, recomposer.give(enhanced), form)
-    clipped += write_samples(sys.stdout.buffer, recomposer.end(), form)
+        for enhanced in enhancer.blocks(network_input(), block_samples=hop):
+            clipped += write_samples(sys.stdout.buffer, recomposer.give(enhanced), form)
+        clipped += write_samples(sys.stdout.buffer, recomposer.end(), form)
+    if came.missing:
+        print(f"stdin: ended {came.missing} bytes before the end that its header promises", file=sys.stderr)
+    if came.odd:
+        print(f"stdin: ended in the middle of a sample, which is left out ({came.odd} bytes)", file=sys.stderr)
     if replaced:
         print(f"stdin: {replaced} samples NaN, infinite or beyond all scales, replaced by 0", file=sys.stderr)
     if clipped:
         print(f"stdout: {clipped} samples clipped at full scale", file=sys.stderr)
-    return 0
+    return 1 if came.missing or came.odd else 0
+
+
+def _recomposer(sample_rate_hz: int, channels: int, config: Config, treatment: Treatment) -> Recomposer:
+    return Recomposer(sample_rate_hz, config.stft.sample_rate_hz, channels, treatment, quality="HQ")
+
+
+def latency_ms(sample_rate_hz: int, config: Config, treatment: Treatment) -> float:
+    """How long after a sample its enhanced version comes at the latest, when samples come hop by hop.
+
+    The network's is the window; resampling there and back and the gain of the high band add theirs, which is found by
+    sending some seconds of silence through them.
+
+    Args:
+      sample_rate_hz: of what comes.
+      config: settings of a causal network.
+      treatment: what becomes of it besides.
+    """
+    from saf_jax.streaming import delay_samples
+
+    network_rate, hop = config.stft.sample_rate_hz, config.stft.hop_samples
+    recomposer = _recomposer(sample_rate_hz, 1, config, treatment)
+    # What the network holds back, and what is not a whole hop yet.
+    waiting, taken, given, furthest = -delay_samples(config), 0, 0, 0
+    piece = -(-sample_rate_hz * hop // network_rate)
+    for _ in range(500):
+        taken += piece
+        waiting += recomposer.take(np.zeros((piece, 1), np.float32)).shape[1]
+        ready = max(0, waiting) // hop * hop
+        waiting -= ready
+        # Until the next piece comes nothing more goes out.
+        furthest = max(furthest, taken - given)
+        given += len(recomposer.give(np.zeros((1, ready), np.float32)))
+    return 1000 * furthest / sample_rate_hz
+
+
+class _Interrupts:
+    """The first Ctrl-C ends the input, as where a microphone is switched off; a second one ends the command."""
+
+    def __init__(self) -> None:
+        self.asked, self._reading = False, False
+
+    def __enter__(self) -> "_Interrupts":
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        again, self.asked = self.asked, True
+        if again or self._reading:
+            raise KeyboardInterrupt
+
+    def read(self, stream: BinaryIO, most: int) -> bytes:
+        """What is there, at least a byte; nothing at the end of the input."""
+        if self.asked:
+            return b""
+        self._reading = True
+        try:
+            return stream.read1(most)
+        except KeyboardInterrupt:
+            return b""
+        finally:
+            self._reading = False
+
+
+class Arrival:
+    """What comes on a stream, as it comes: float32 [n, channels] each; a last part of a sample is left out.
+
+    Args:
+      stream: where it comes.
+      form: how the samples are stored.
+      size: bytes of samples that the header promises; None if it did not know.
+      interrupts: whether somebody wants it to end.
+
+    Attributes:
+      missing: bytes that the header promised and that did not come, when it has ended by itself.
+      odd: bytes of a sample that was cut off.
+    """
+
+    def __init__(self, stream: BinaryIO, form: AudioFormat, size: int | None, interrupts: _Interrupts):
+        self._stream, self._form, self._left, self._interrupts = stream, form, size, interrupts
+        self.missing, self.odd = 0, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        frame, rest = _SIZES[self._form.subtype][0] * self._form.channels, b""
+        while self._left is None or self._left > 0:
+            came = self._interrupts.read(self._stream, min(self._left or 1 << 16, 1 << 16))
+            if not came:
+                break
+            if self._left is not None:
+                self._left -= len(came)
+            rest += came
+            whole = len(rest) // frame * frame
+            yield decode(rest[:whole], self._form.subtype).reshape(-1, self._form.channels)
+            rest = rest[whole:]
+        if not self._interrupts.asked:
+            self.missing, self.odd = self._left or 0, len(rest)
 
 
 def read_wav_start(stream: BinaryIO) -> WavStart:
@@ -157,21 +267,6 @@ def wav_start(start: WavStart) -> bytes:
     size = _UNKNOWN if start.size is None else start.size
     whole = _UNKNOWN if start.size is None else 4 + 8 + len(start.fmt) + 8 + size + size % 2
     return chunk(b"RIFF", whole) + b"WAVE" + chunk(b"fmt ", len(start.fmt)) + start.fmt + chunk(b"data", size)
-
-
-def read_samples(stream: BinaryIO, form: AudioFormat, size: int | None) -> Iterator[np.ndarray]:
-    """What comes on a stream, as it comes: float32 [n, channels]; a last half sample is left out."""
-    frame = _SIZES[form.subtype][0] * form.channels
-    left, rest = size, b""
-    while left is None or left > 0:
-        came = stream.read1(1 << 16 if left is None else min(left, 1 << 16))
-        if not came:
-            return
-        left = None if left is None else left - len(came)
-        rest += came
-        whole = len(rest) // frame * frame
-        yield decode(rest[:whole], form.subtype).reshape(-1, form.channels)
-        rest = rest[whole:]
 
 
 def mend(samples: np.ndarray) -> tuple[np.ndarray, int]:

@@ -213,7 +213,12 @@ def stream(config: Config, variables: Any) -> tuple[Callable, Callable]:
             return jax.tree.map(lambda leaf: leaf[0], template)
         return jax.tree.map(lambda leaf: np.repeat(leaf, batch, axis=0), template)
 
-    return init, functools.partial(_step, config, variables)
+    def step(state: StreamState, samples: jax.Array) -> tuple[StreamState, jax.Array]:
+        # JAX on a CPU reads a numpy array where it lies, and later: by then its owner may have filled it anew.
+        samples = samples.copy() if isinstance(samples, np.ndarray) else samples
+        return _step(config, variables, state, samples)
+
+    return init, step
 
 
 @functools.partial(jax.jit, static_argnames="config")

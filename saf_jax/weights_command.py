@@ -67,7 +67,10 @@ def card_head(name: str) -> dict[str, Any]:
 
     from saf_jax.pretrained import shipped_path
 
-    text = shipped_path(name).with_suffix(".md").read_text(encoding="utf-8")
+    card = shipped_path(name).with_suffix(".md")
+    if not card.is_file():
+        raise UserError(f"{card}: is missing: shipped weights need a model card with a head")
+    text = card.read_text(encoding="utf-8")
     return yaml.safe_load(text.split("---\n")[1])
 
 

@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -166,3 +168,21 @@ def test_public_names_are_there():
         _ = saf_jax.nothing
     assert saf_jax.stft.__module__ == "saf_jax.transforms"
     assert cli.main is main
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_ended_from_outside_a_command_leaves_no_recording_behind(tmp_path, name):
+    """What came on stdin is kept in a temporary folder meanwhile."""
+    command = [sys.executable, "-m", "saf_jax", "enhance", "-", "-o", tmp_path / "out.wav"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdin.write(bytes(200_000))
+        process.stdin.flush()
+        until = time.monotonic() + 60
+        while not any(tmp_path.glob("saf_jax.*/*")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(getattr(signal, name))
+        assert process.wait(60) == 128 + getattr(signal, name)
+        assert b"Traceback" not in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []

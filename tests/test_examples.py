@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import networks
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 from networks import tone_in_noise
 
+import saf_jax
 from saf_jax import audio, export
 from saf_jax.enhancement import Enhancer
 from saf_jax.errors import UserError
@@ -45,7 +47,7 @@ def start(name, folder, *arguments):
     ("name", "arguments"),
     [
         ("live_stream.py", ("a.wav", "out/a.wav")),
-        ("service_threads.py", ("out", "a.wav", "a.wav")),
+        ("service_threads.py", ("out", "a.wav")),
         ("batch_of_files.py", ("in", "out")),
         ("numpy_array.py", ("a.wav", "out/a.wav")),
     ],
@@ -85,9 +87,9 @@ def test_onnx_with_numpy_alone(tmp_path):
     }
 
 
-def recorded(samples, container="WAV", subtype="FLOAT"):
+def recorded(samples, container="WAV", subtype="FLOAT", rate=1600):
     file = io.BytesIO()
-    soundfile.write(file, samples, 1600, format=container, subtype=subtype)
+    soundfile.write(file, samples, rate, format=container, subtype=subtype)
     return file.getvalue()
 
 
@@ -151,6 +153,9 @@ def test_http_service(folder):
         refused(400, "body: truncated", recorded(samples)[:-500])
         refused(415, "send wav or flac", b"{}", "application/json")
         refused(413, "too long: at most", recorded(np.zeros(28_800_001, np.int16), "FLAC", "PCM_16"), "audio/flac")
+        # A few bytes that say that they are hours.
+        refused(400, "a rate of 10 Hz: send at least 1000 Hz", recorded(np.zeros(9000), rate=10))
+        refused(413, "too long: at most", recorded(np.zeros(2_000_000, np.int16), "FLAC", "PCM_16", 1000), "audio/flac")
         refused(405, "Method Not Allowed", None, method="GET")
         large = begin(port, 10**9)
         assert large.getresponse().status == 413
@@ -179,6 +184,10 @@ def test_http_service_keeps_its_own_faults_to_itself(capsys):
     assert "out.wav: no space left" in capsys.readouterr().err
 
 
+async def disconnected():
+    return {"type": "http.disconnect"}
+
+
 def test_http_service_does_not_wait_for_ever_for_a_body():
     pytest.importorskip("uvicorn", reason="the extra service is not installed")
     from starlette.exceptions import HTTPException
@@ -190,6 +199,23 @@ def test_http_service_does_not_wait_for_ever_for_a_body():
     with pytest.raises(HTTPException, match="did not come within") as caught:
         asyncio.run(names["read_body"](request))
     assert caught.value.status_code == 408
+    gone = Request({"type": "http", "method": "POST", "headers": []}, receive=disconnected)
+    with pytest.raises(HTTPException, match="broke off") as caught:
+        asyncio.run(names["read_body"](gone))
+    assert caught.value.status_code == 400
     with pytest.raises(HTTPException, match="took too long") as caught:
         names["enhanced"](None, b"", deadline=0.0)
     assert caught.value.status_code == 503
+
+
+@pytest.mark.parametrize("name", ["batch_of_files.py", "service_threads.py"])
+def test_no_output_replaces_another(tmp_path, monkeypatch, name):
+    for file in ("a.wav", "a.flac"):
+        audio.write(tmp_path / "in" / file, audio.Audio(tone_in_noise(100), 1600))
+    sources = [str(tmp_path / "in")] if name == "batch_of_files.py" else [str(p) for p in (tmp_path / "in").iterdir()]
+    names = runpy.run_path(str(EXAMPLES / name))
+    monkeypatch.setattr(saf_jax, "Enhancer", lambda *_: SimpleNamespace(config=CONFIG))
+    monkeypatch.setattr(saf_jax, "load_weights", lambda _: ())
+    arguments = [*sources, str(tmp_path / "out")] if name == "batch_of_files.py" else [str(tmp_path / "out"), *sources]
+    with pytest.raises(SystemExit, match="would go to one file"):
+        names["main"]("weights", *arguments)

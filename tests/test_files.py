@@ -106,3 +106,13 @@ def test_names_that_are_not_utf_8_are_written_as_json_escapes_them(tmp_path):
     name = b"r\xe8sum\xe9".decode("utf-8", "surrogateescape")
     write_text(tmp_path / "a.json", json.dumps({"file": name}, ensure_ascii=False))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": name}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_get_the_permissions_that_an_ordinary_open_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~umask

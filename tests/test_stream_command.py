@@ -1,5 +1,6 @@
 import contextlib
 import io
+import signal
 import subprocess
 import sys
 import types
@@ -14,9 +15,12 @@ from networks import tone_in_noise
 
 from saf_jax import pretrained
 from saf_jax.cli import main
+from saf_jax.config import load_config
 from saf_jax.enhancement import Enhancer
 from saf_jax.pretrained import save_weights
-from saf_jax.stream_command import decode, encode, read_wav_start, wav_start
+from saf_jax.recomposition import Recomposer, Treatment
+from saf_jax.stream_command import decode, encode, latency_ms, read_wav_start, wav_start
+from saf_jax.streaming import delay_samples
 
 CONFIG = networks.least(causal=True, outputs="both")
 RATE = CONFIG.stft.sample_rate_hz
@@ -162,6 +166,11 @@ def test_a_closed_stdin_is_one_line(monkeypatch, capfd, weights):
     assert capfd.readouterr().err == "error: stdin is closed: send a recording to it, or name a file\n"
 
 
+def test_a_stream_replaces_nothing(capfd, weights):
+    assert main(["enhance", "-", "--stream", "--weights", str(weights), "--overwrite"]) == 2
+    assert "--stream: writes no file: leave --overwrite out" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["a.wav"], ["-", "-o", "out.wav"]])
 def test_streams_go_from_stdin_to_stdout(capfd, weights, arguments):
     assert main(["enhance", "--stream", "--weights", str(weights), *arguments]) == 2
@@ -225,3 +234,48 @@ def test_an_extensible_header_is_read():
     start = read_wav_start(io.BytesIO(data))
     assert (start.format.channels, start.format.subtype, start.size) == (6, "PCM_24", 72)
     assert read_wav_start(io.BytesIO(wav_start(start))) == start
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_the_delay_that_is_told_is_the_delay(rate):
+    """Samples come hop by hop: none is later than told, and some are as late."""
+    config = load_config("saf_tiny_causal")
+    told, network = latency_ms(rate, config, Treatment()), config.stft.sample_rate_hz
+    assert told == 20 if rate == network else 50 < told < 250
+    recomposer = Recomposer(rate, network, 1, Treatment(), quality="HQ")
+    rng, hop, delay = np.random.default_rng(0), config.stft.hop_samples, delay_samples(config)
+    held, taken, given, latest = np.zeros((1, 0), np.float32), 0, 0, 0
+    piece = -(-rate * hop // network)
+    for _ in range(700):
+        held = np.concatenate([held, recomposer.take(rng.standard_normal((piece, 1)).astype(np.float32))], axis=1)
+        taken += piece
+        ready = max(0, held.shape[1] - delay) // hop * hop
+        out, held = held[:, :ready], held[:, ready:]
+        latest = max(latest, taken - given)
+        given += len(recomposer.give(out))
+    assert 1000 * latest / rate == pytest.approx(told, abs=1000 * piece / rate)
+
+
+@pytest.mark.parametrize("cut, said", [(300, "ended 300 bytes before the end"), (301, "in the middle of a sample")])
+def test_a_stream_that_breaks_off_is_told(monkeypatch, capfd, weights, cut, said):
+    data = wav(tone_in_noise(500), RATE)
+    status, out = streamed(monkeypatch, data[:-cut], "--weights", weights)
+    assert status == 1 and said in capfd.readouterr().err
+    assert len(out) == len(data) - cut - cut % 2
+
+
+def test_ctrl_c_ends_the_input_and_what_came_goes_out(weights):
+    """As where a microphone is switched off, though the pipe stays open."""
+    command = [sys.executable, "-m", "saf_jax", "enhance", "-", "--stream", "--weights", weights]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen([*command, "--raw-rate", "4800"], **pipes) as process:
+        sent = encode(tone_in_noise(20000), "PCM_16")[0]
+        process.stdin.write(sent)
+        # Under way: the first samples are there.
+        got = process.stdout.read(4096)
+        process.send_signal(signal.SIGINT)
+        while part := process.stdout.read(65536):
+            got += part
+        error = process.stderr.read().decode()
+        assert process.wait(60) == 0, error
+        assert len(got) == len(sent) and "Traceback" not in error

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import networks
@@ -189,3 +191,29 @@ def test_samples_that_are_no_hops_are_refused(variables, shape):
     init, step = saf_jax.stream(CONFIG, variables)
     with pytest.raises(ValueError, match=r"N a multiple of 16"):
         step(init(), np.zeros(shape, np.float32))
+
+
+def test_a_buffer_may_be_filled_anew_as_soon_as_the_step_returns(variables, signal):
+    """JAX on a CPU reads aligned numpy arrays where they lie, and later."""
+    init, step = saf_jax.stream(CONFIG, variables)
+    hops = np.asarray(signal[: 40 * HOP]).reshape(-1, HOP)
+    state, wanted = init(), []
+    for hop in hops:
+        state, enhanced = step(state, jnp.asarray(hop))
+        wanted.append(np.asarray(enhanced))
+    raw = np.zeros(HOP * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    buffer = raw[start : start + 4 * HOP].view(np.float32)
+    state, got = init(), []
+    for hop in hops:
+        buffer[:] = hop
+        state, enhanced = step(state, buffer)
+        buffer[:] = np.nan
+        got.append(enhanced)
+    np.testing.assert_allclose(np.stack(got), np.stack(wanted), atol=1e-6)
+
+
+@pytest.mark.parametrize("window, hop", [(48, 16), (40, 8), (32, 16)])
+def test_the_latency_told_is_that_of_any_window(window, hop):
+    config = dataclasses.replace(CONFIG, stft=dataclasses.replace(CONFIG.stft, window_samples=window, hop_samples=hop))
+    assert describe(config)["algorithmic_latency_ms"] == 1000 * (delay_samples(config) + hop) / 1600
