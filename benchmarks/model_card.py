@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--others", type=Path, metavar="DIR", help="other languages and music, see other_sounds.py")
     args = parser.parse_args()
     config, variables = load_weights(args.run)
+    card = shipped_path(args.name).with_suffix(".md")
+    if args.tests and not (card.is_file() and BEGIN in card.read_text(encoding="utf-8")):
+        raise SystemExit(f"{card}: write the card first, with a head and the marks that the figures go between")
     with tempfile.TemporaryDirectory() as folder:
         parts = [behaviour(Enhancer(config, variables), args.audio)]
         mixed = mix(args.audio / "dev", Path(folder) / "dev")
@@ -79,7 +82,6 @@ def main() -> None:
     }
     files = "; ".join(f"{title}, {summary['files']} files" for title, summary in results.items())
     line = f"| {datetime.date.today()} | {provenance.commit()} | {first['weights_hash'][:8]} | {files} |"
-    card = path.with_suffix(".md")
     write_text(card, renewed(card.read_text(encoding="utf-8"), head, "\n".join(parts), line))
     print(f"{card}: {first['wb_pesq']:.3f} (noisy {first['noisy_wb_pesq']:.3f})")
 

@@ -133,6 +133,7 @@ def test_mix_and_limit_leave_a_share_of_the_recording(tmp_path, enhance, enhance
         (["-o", "x", "--raw-rate", "16000"], "--raw-rate: goes with the input -"),
         (["-o", "x", "--raw-format", "s16"], "go with --raw-rate"),
         (["-o", "x", "--in-place"], "--in-place and -o: use one"),
+        (["--in-place", "--overwrite"], "--in-place: keeps a backup"),
         ([], "no output named: use -o FOLDER, or --in-place"),
         (["-", "-o", "x.wav"], "stdin and stdout take one recording"),
     ],
@@ -425,3 +426,17 @@ def test_real_recordings(audio_root, tmp_path, enhance):
     assert (status, err) == (0, "")
     for path in noisy:
         assert soundfile.info(tmp_path / path.name).frames == soundfile.info(path).frames
+
+
+def test_the_cache_of_programs_loses_its_oldest_when_it_is_full(tmp_path, monkeypatch):
+    folder = tmp_path / "saf_jax" / "jax"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        (folder / f"p{number}").write_bytes(bytes(100))
+        os.utime(folder / f"p{number}", (1000 + number, 1000 + number))
+    jit_cache._prune(folder)
+    assert len(list(folder.iterdir())) == 10
+    monkeypatch.setattr(jit_cache, "_MOST_BYTES", 900)
+    jit_cache._prune(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["p6", "p7", "p8", "p9"]
+    jit_cache._prune(tmp_path / "nowhere")

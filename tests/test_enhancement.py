@@ -307,3 +307,9 @@ def test_inside_a_users_own_jit_and_vmap(least):
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(rows), wanted, atol=1e-5)
     with pytest.raises(ValueError, match="resample"):
         jax.jit(lambda samples: saf_jax.enhance(least.config, least.variables, samples, 4410))(rows)
+
+
+@pytest.mark.parametrize("size", [0, 1, -16, 100])
+def test_blocks_are_whole_hops(least, size):
+    with pytest.raises(ValueError, match=f"block_samples={size}: must be a multiple of"):
+        next(iter(least.blocks([np.zeros((1, 500), np.float32)], level=1.0, block_samples=size)))
