@@ -160,7 +160,9 @@ class _Interrupts:
 
     def __enter__(self) -> "_Interrupts":
         self._before = None
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        # Not where somebody ignores it, as for a background job of a script.
+        if main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 

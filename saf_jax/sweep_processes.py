@@ -61,7 +61,7 @@ class Running:
 
 
 class Stop:
-    """Whether somebody wants the sweep to end: SIGTERM or Ctrl-C, and how often it was asked."""
+    """Whether somebody wants the sweep to end: SIGTERM, SIGHUP or Ctrl-C, and how often it was asked."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -69,11 +69,14 @@ class Stop:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator["Stop"]:
-        """While the block runs, the two signals are noted instead of ending this process."""
+        """While the block runs, these signals are noted instead of ending this process."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A closed terminal too, but not where somebody ignores it, as nohup does.
+        numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+        wanted = [number for number in numbers if number and signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in wanted}
         try:
             yield self
         finally:

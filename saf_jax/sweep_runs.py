@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saf_jax.config import Config, config_to_dict
+from saf_jax.data.mixing import EXAMPLES_VERSION
 from saf_jax.errors import UserError
 from saf_jax.results import PER_FILE, SUMMARY, read_per_file, read_results
 from saf_jax.run_log import LOG_FILE
@@ -151,6 +152,8 @@ def identity_of(config: Config, places: Mapping[str, str], recordings: str = "")
     known = {key: portable(value, places) for key, value in changed.items() if key not in _MEANS}
     if recordings:
         known["recordings"] = recordings
+    if config.data.train_noise and not config.data.train_noisy:
+        known["mixing"] = EXAMPLES_VERSION
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -197,7 +200,9 @@ def unscored_files(folder: Path) -> str | None:
     summary = read_json(folder / SUMMARY)
     if not summary or not summary.get("failed"):
         return None
-    first = next(item for item in summary["failures"] if item["metric"] is None)
+    first = next((item for item in summary.get("failures", ()) if item["metric"] is None), None)
+    if first is None:
+        return None
     return f"files without scores: {summary['failed']} ({first['file']}: {first['reason']})"
 
 

@@ -143,14 +143,17 @@ class Run:
 
     def _check_judge(self, meta: dict[str, Any]) -> None:
         """Ratings of other recordings, or on another scale, cannot be held against those to come."""
-        # Checkpoints of earlier versions do not say.
-        if meta.get("validation", self.validation.fingerprint) != self.validation.fingerprint:
+        # Checkpoints of earlier versions do not say. One process that gives up alone would leave the others waiting.
+        seen = meta.get("validation", self.validation.fingerprint) == self.validation.fingerprint
+        if not parallel.everywhere(seen):
             raise UserError(
                 f"{self.workdir}: the recordings of data.valid_clean and data.valid_noisy differ from the "
                 "checkpoint's: put the old ones back, or start in a new --workdir"
             )
         mine = resolved_metric(self.config)
-        if (there := meta.get("judged_by", mine)) != mine:
+        there = meta.get("judged_by", mine)
+        # Only the main process scores: whether PESQ is installed elsewhere does not matter.
+        if not parallel.from_main_process(there == mine):
             mend = "install" if there == "wb_pesq" else "remove"
             raise UserError(
                 f"{self.workdir}: its checkpoints were judged by {there}, now it would be by {mine}: {mend} the "
@@ -214,7 +217,9 @@ def _claim_workdir(config: Config, workdir: Path) -> None:
 def _has_begun(workdir: Path) -> bool:
     """Whether anything was trained there; a run that failed before that leaves a config that nobody needs."""
     try:
-        if (workdir / LOG_FILE).exists() and any(entry["event"] == "train" for entry in read_log(workdir)):
+        if (workdir / LOG_FILE).exists() and any(
+            entry["event"] == "train" and "loss" in entry for entry in read_log(workdir)
+        ):
             return True
     except UserError:
         return True

@@ -232,3 +232,12 @@ def test_the_words_of_a_command_go_through_as_they_are(run, tmp_path):
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     (told,), _ = run([Task("echo", (sys.executable, "-I", "-S", "-c", code, *words), tmp_path / "output.txt")])
     assert json.loads(told[2]) == words
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_is_a_stop_too(number):
+    stop = Stop()
+    with stop.watch():
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+    assert (stop.count, stop.signal) == (1, number)

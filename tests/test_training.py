@@ -15,7 +15,7 @@ from training_runs import ROOT, SMALL, newest, write_pairs
 
 from saf_jax import audio, parallel, training, training_run
 from saf_jax.checkpoint import load_best, read_run_config
-from saf_jax.config import load_config
+from saf_jax.config import config_to_dict, load_config
 from saf_jax.data import pipeline
 from saf_jax.enhancement import Enhancer
 from saf_jax.errors import UserError
@@ -174,6 +174,17 @@ def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, t
     assert named == list(range(8, 21 * 8))
     lines = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
     assert sum(line.get("skipped", 0) for line in lines) == max(21, log_every) - 1
+
+
+def test_a_lower_rate_is_taken_where_no_step_was_usable(data, tmp_path):
+    """The advice that such a run ends with can be followed in the same folder."""
+    settings = [*SMALL, *data, "train.steps=30", "train.validate_every=100", "train.log_every=30"]
+    nothing = load_config("paper", [*settings, "train.learning_rate=1e38", "train.explosion_factor=0"])
+    open_log = tmp_path / LOG_FILE
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(nothing)))
+    open_log.write_text(json.dumps({"unix_seconds": 1.0, "event": "train", "step": 21, "skipped": 21}) + "\n")
+    assert train_and_evaluate(load_config("paper", [*settings, "train.steps=1"]), tmp_path, quiet=True)["step"] == 1
 
 
 def test_a_good_step_ends_a_row_of_bad_ones_within_a_report(data, tmp_path, monkeypatch):

@@ -189,7 +189,14 @@ class MixedExamples:
                 samples = self._speech.read(file)
             else:
                 starts = np.linspace(0, length - piece, _PIECES).astype(int).tolist()
-                samples = np.concatenate([self._speech.read(file, start, piece) for start in starts])
+                # What is not cached may have to be decoded from its start for each piece: then once.
+                whole = None if self._speech.cached else self._speech.read(file)
+                samples = np.concatenate(
+                    [
+                        self._speech.read(file, start, piece) if whole is None else whole[start : start + piece]
+                        for start in starts
+                    ]
+                )
             level_db = active_level_db(without_offset(samples), self._rate)
             self._active_levels_db[file] = level_db if math.isfinite(level_db) else math.inf
         return self._active_levels_db[file]

@@ -17,6 +17,9 @@ from saf_jax.config import MixingConfig
 from saf_jax.data import noises
 from saf_jax.data.active_level import active_level_db, rms_db
 
+EXAMPLES_VERSION = 2
+"""Changes when the same seed and recordings give other training examples: runs of a sweep are known by it."""
+
 # Speech below this level is taken for silence: there is nothing to hold a ratio to.
 _SILENCE_DB = -80.0
 _USUAL_LEVEL_DB = -26.0

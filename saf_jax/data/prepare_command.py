@@ -18,7 +18,7 @@ from saf_jax.worker_processes import usable_cores
 FOLDER_COLUMNS = ("file", "kind", "split", "label", "seconds", "sample_rate_hz", "channels")
 _SAMPLE_RATE_HZ = 16000
 # What --convert wrote into the folder, and is to write: noted before anything is converted.
-_CONVERTED = "converted.csv"
+_CONVERTED, _CONVERTED_COLUMN = "converted.csv", "converted_by_saf_jax"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +113,7 @@ def _run_folder(args: argparse.Namespace) -> int:
     if not 0 <= args.valid < 1:
         raise UserError(f"--valid {args.valid}: must lie in [0, 1)")
     check_manifest(args.root / FILE_NAME, FOLDER_COLUMNS)
+    check_manifest(args.root / _CONVERTED, (_CONVERTED_COLUMN,))
     folders = [(kind, folder) for kind in ("clean", "noise", "rir") for folder in getattr(args, kind)]
     found = survey.survey(folders, survey.Rules(args.min_seconds, args.speaker, args.valid))
     root = make_folder(args.root)
@@ -127,10 +128,12 @@ def _run_folder(args: argparse.Namespace) -> int:
         places = _places(good)
         former = _former(root)
         _check_places(root, set(places.values()) - former, [finding.path for finding in found])
-        write_manifest(root / _CONVERTED, ("file",), [(name,) for name in sorted({*places.values(), *former})])
+        write_manifest(
+            root / _CONVERTED, (_CONVERTED_COLUMN,), [(name,) for name in sorted({*places.values(), *former})]
+        )
         _convert(root, places)
         _remove(root, former - set(places.values()))
-        write_manifest(root / _CONVERTED, ("file",), [(name,) for name in sorted(places.values())])
+        write_manifest(root / _CONVERTED, (_CONVERTED_COLUMN,), [(name,) for name in sorted(places.values())])
     else:
         places = {f.path: str(f.path.resolve()) for f in good}
     write_manifest(
@@ -160,9 +163,9 @@ def _former(root: Path) -> set[str]:
     """What earlier calls converted or were about to: it could lie in another part of the data now."""
     names: set[str] = set()
     # Versions without the list of its own named the files in the manifest alone.
-    for table in (_CONVERTED, FILE_NAME):
+    for table, column in ((_CONVERTED, _CONVERTED_COLUMN), (FILE_NAME, "file")):
         if (root / table).is_file():
-            names |= {row["file"] for row in read_manifest(root / table, ("file",))}
+            names |= {row[column] for row in read_manifest(root / table, (column,))}
     return {name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts}
 
 

@@ -388,6 +388,14 @@ def test_a_table_of_the_users_own_is_not_replaced(tmp_path, capsys):
     assert "rain" in (tmp_path / "noise" / "manifest.csv").read_text()
 
 
+def test_a_list_of_the_users_own_takes_no_file_away(tmp_path, capsys):
+    write_good(tmp_path / "speech" / "a.wav")
+    mine = write_good(tmp_path / "root" / "precious.wav")
+    (tmp_path / "root" / "converted.csv").write_text("file,by\nprecious.wav,me\n")
+    assert prepare(tmp_path / "root", "--clean", tmp_path / "speech", "--convert", "--valid", 0) == 2
+    assert "converted.csv: is another table" in capsys.readouterr().err and mine.exists()
+
+
 def test_linked_folders_are_looked_through(tmp_path):
     write_good(tmp_path / "stored" / "s1" / "b.wav")
     write_good(tmp_path / "speech" / "s0" / "a.wav")
