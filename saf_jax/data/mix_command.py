@@ -19,14 +19,14 @@ from saf_jax.data import noises
 from saf_jax.data.active_level import active_level_db, rms_db
 from saf_jax.data.folders import holds_only, labels, whole_folder
 from saf_jax.data.manifest import FILE_NAME, read_manifest, write_manifest
-from saf_jax.data.mixing import gain_for_snr, reverberate, without_offset
+from saf_jax.data.mixing import gain_for_snr, reverberate
 from saf_jax.errors import UserError
 from saf_jax.files import user_errors
 from saf_jax.worker_processes import usable_cores
 
 _MARKER = "mix.json"
 # Sets of another version are made anew: raise it when the same settings and recordings give other mixtures.
-_VERSION = 3
+_VERSION = 2
 _KINDS = ("clean", "noise", "noisy")
 _COLUMNS = ("file", "clean_file", "speaker", "noise", "noise_file", "rir_file", "snr_db", "seconds")
 _PEAK = 0.99
@@ -234,7 +234,7 @@ def _plain(kind: str) -> str:
 def _make(folder: Path, settings: MixSettings, number: int, plan: _Plan) -> tuple:
     rate = settings.sample_rate_hz
     rng = np.random.default_rng([settings.seed, 2, number])
-    clean = wet = without_offset(audio.read_mono(plan.speech, rate))
+    clean = wet = audio.read_mono(plan.speech, rate)
     if plan.room is not None:
         wet, clean = reverberate(clean, audio.read_mono(plan.room, rate), rate, settings.early_ms)
     speech_db = active_level_db(clean, rate)
@@ -242,7 +242,7 @@ def _make(folder: Path, settings: MixSettings, number: int, plan: _Plan) -> tupl
         raise UserError(f"{plan.speech}: is silent: no ratio can be held to it: remove it")
     source = audio.read_mono(plan.noise, rate)
     for _ in range(_TRIES):
-        noise = without_offset(noises.take(rng, source, len(clean)))
+        noise = noises.take(rng, source, len(clean))
         if rms_db(noise) > -100:
             break
     else:

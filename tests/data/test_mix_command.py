@@ -285,20 +285,6 @@ def test_a_set_that_lost_a_file_is_made_anew(command, tmp_path):
     assert command() == 0 and len(list((tmp_path / "out" / "clean").iterdir())) == len(manifest(tmp_path / "out"))
 
 
-def test_an_offset_of_the_recorder_is_no_noise(command, pools, tmp_path):
-    for kind in ("clean", "noise"):
-        for path in sorted((pools / kind).iterdir()):
-            samples, rate = soundfile.read(path)
-            (tmp_path / "offset" / kind).mkdir(parents=True, exist_ok=True)
-            soundfile.write(tmp_path / "offset" / kind / path.name, 0.3 * samples + 0.2, rate)
-    assert command(clean=tmp_path / "offset" / "clean", noise=tmp_path / "offset" / "noise", snr="5") == 0
-    for row in manifest(tmp_path / "out"):
-        clean, noise = (
-            read(tmp_path / "out" / row["file"].replace("noisy", kind, 1)).samples[:, 0] for kind in ("clean", "noise")
-        )
-        assert snr_db(clean - clean.mean(), noise - noise.mean(), 16000) == pytest.approx(5, abs=0.15)
-
-
 def test_the_current_folder_can_be_mixed(command, pools, monkeypatch):
     monkeypatch.chdir(pools / "clean")
     assert command(clean=".") == 0
