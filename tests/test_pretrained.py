@@ -153,7 +153,7 @@ def damage(weights, kind):
     elif kind == "unknown key":
         changed(weights, config='{"model": {"layerz": 2}}')
     elif kind == "bad value":
-        changed(weights, config=json.dumps(config_to_dict(CONFIG)).replace('"heads": 2', '"heads": 3'))
+        changed(weights, config=json.dumps(config_to_dict(CONFIG)).replace('"layers": 1', '"layers": -1'))
     elif kind == "another config":
         changed(weights, config=json.dumps(config_to_dict(networks.least(width=8))))
     elif kind == "an array less":
@@ -176,7 +176,7 @@ BAD = {
     "no config": "its config is damaged",
     "config cut": "its config is damaged",
     "unknown key": "did you mean model.layers",
-    "bad value": "model.heads=3",
+    "bad value": "model.layers=-1",
     "another config": "its arrays do not fit its config",
     "an array less": "its arrays do not fit its config",
     "half precision": "its arrays do not fit its config",
