@@ -161,6 +161,8 @@ def _start(number: int, task: Task, slot: Slot) -> Running:
     cores = ["--cores", *map(str, slot.cores)] if slot.cores else []
     make_folder(task.output.parent)
     with task.output.open("ab") as output:
+        # Before the process is there, which moves this file's position as it writes.
+        start = output.tell()
         process = subprocess.Popen(
             [*task.command, *cores],
             env=environment,
@@ -171,7 +173,6 @@ def _start(number: int, task: Task, slot: Slot) -> Running:
             # Ctrl-C at a terminal is for this process alone, which passes it on.
             start_new_session=True,
         )
-        start = output.tell()
     return Running(number, task, slot, process, start, time.monotonic())
 
 

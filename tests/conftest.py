@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 # Before jax is imported: it reads both only once.
@@ -11,6 +12,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 # Tests that serve files to themselves do not go by the user's proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+# Commands under test are started as from a terminal also where the tests run under nohup, which ignores this signal.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from saf_jax.jax_defects import avoid_fft_deadlock
 

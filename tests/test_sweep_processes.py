@@ -70,6 +70,17 @@ def test_one_after_another_and_what_they_said(tasks, run, tmp_path):
     assert (tmp_path / "out" / "0" / "output.txt").read_text() == "a\nb\n"
 
 
+def test_what_a_process_says_before_its_start_is_noted_counts(tasks, run, monkeypatch):
+    class Ended(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    (told,), _ = run(tasks("print('quick')"))
+    assert told == (0, 0, "quick")
+
+
 def test_a_users_error_says_more_than_what_follows_it(tasks, run):
     (told,), _ = run(tasks("print('error: no such folder'); print('goodbye'); sys.exit(2)"))
     assert told == (0, 2, "no such folder")
