@@ -56,12 +56,32 @@ def grow(variables: Any, given: ModelConfig, wanted: ModelConfig, bands: int, se
     for path, leaf in sorted(traverse_util.flatten_dict(fresh).items()):
         if path[1] not in new_layers:
             grown[path] = _widened(path, np.asarray(old[path]), leaf.shape, wanted.width // given.width, rng)
-        elif path[-2].startswith("out"):
-            # The last map of each residual branch: at 0 the branch adds nothing, and its gradient is not 0.
-            grown[path] = np.zeros_like(leaf)
         else:
-            grown[path] = np.asarray(leaf)
+            grown[path] = _idle(path, np.asarray(leaf))
     return traverse_util.unflatten_dict(grown)
+
+
+def with_layers_of(variables: Any, deeper: Any) -> Any:
+    """The same function as a deeper network: the layers that are missing are the deeper one's, without what they add.
+
+    Args:
+      variables: of a network.
+      deeper: variables of one that differs from it in `layers` alone, such as one that was grown from it and trained.
+
+    Returns:
+      Variables of the deeper network.
+    """
+    own = traverse_util.flatten_dict(variables)
+    theirs = traverse_util.flatten_dict(deeper)
+    return traverse_util.unflatten_dict(
+        {path: own[path] if path in own else _idle(path, np.asarray(leaf)) for path, leaf in theirs.items()}
+    )
+
+
+def _idle(path: tuple[str, ...], leaf: np.ndarray) -> np.ndarray:
+    """A leaf of a layer that is to be the identity."""
+    # The last map of each residual branch: at 0 the branch adds nothing, and its gradient is not 0.
+    return np.zeros_like(leaf) if path[-2].startswith("out") else leaf
 
 
 def _widened(

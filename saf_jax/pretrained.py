@@ -63,7 +63,8 @@ def average_weights(sources: Sequence[str | os.PathLike | None]) -> tuple[Config
     strong at something else. The mean of networks trained apart computes nothing sensible.
 
     Args:
-      sources: each as `load_weights` takes it; one named twice counts twice.
+      sources: each as `load_weights` takes it; one named twice counts twice. After the first there may be some with
+        fewer layers, such as what it was grown from: the missing ones count as layers that add nothing.
 
     Returns:
       The config of the first and the mean of the variables, stored averages of batch norm included.
@@ -77,10 +78,16 @@ def average_weights(sources: Sequence[str | os.PathLike | None]) -> tuple[Config
     import jax
     import numpy as np
 
+    from saf_jax.growth import with_layers_of
+
     config, first = load_weights(sources[0])
     loaded = [first]
     for source in sources[1:]:
         other, variables = load_weights(source)
+        if other.model.layers < config.model.layers:
+            same_depth = dataclasses.replace(other.model, layers=config.model.layers)
+            if same_depth == config.model and other.stft == config.stft:
+                other, variables = config, with_layers_of(variables, first)
         _check_same_network(other, config, f"{source}: is another network than {sources[0] or DEFAULT}")
         loaded.append(variables)
     # In float64: with many weights the sum would lose digits.

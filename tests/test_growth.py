@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saf_jax.errors import UserError
-from saf_jax.growth import can_grow, grow
+from saf_jax.growth import can_grow, grow, with_layers_of
 from saf_jax.model.net import SAFNet
 from saf_jax.pretrained import initial_variables, save_weights
 from saf_jax.training_step import init_state
@@ -39,6 +39,22 @@ def test_a_grown_network_computes_what_the_small_one_does(changes, larger):
     small = jax.jit(SAFNet(given.model).apply)(variables, spectrum, jnp.array([20, 13]))
     large = jax.jit(SAFNet(wanted.model).apply)(more, spectrum, jnp.array([20, 13]))
     np.testing.assert_allclose(large, small, atol=2e-5 * float(np.abs(small).max()))
+
+
+def test_missing_layers_are_those_of_the_deeper_network_but_add_nothing():
+    given, wanted = networks.config(norm="batch", layers=1), networks.config(norm="batch", layers=3)
+    variables, deeper = networks.net_variables(given), networks.net_variables(wanted, seed=1)
+    more = with_layers_of(variables, deeper)
+    assert jax.tree.map(jnp.shape, more) == jax.tree.map(jnp.shape, deeper)
+    inner = jax.tree.map(np.array_equal, more["batch_stats"]["layer_2"], deeper["batch_stats"]["layer_2"])
+    assert all(jax.tree.leaves(inner))
+    spectrum = networks.spectrum(2, 20, given.stft.bins)
+    np.testing.assert_allclose(
+        jax.jit(SAFNet(wanted.model).apply)(more, spectrum),
+        jax.jit(SAFNet(given.model).apply)(variables, spectrum),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_equal_channels_part_ways():

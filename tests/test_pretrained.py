@@ -15,6 +15,7 @@ import saf_jax
 from saf_jax import pretrained
 from saf_jax.config import DataConfig, config_to_dict
 from saf_jax.errors import UserError
+from saf_jax.growth import with_layers_of
 from saf_jax.metrics import si_sdr_db, wb_pesq
 from saf_jax.model.net import SAFNet
 from saf_jax.pretrained import (
@@ -66,6 +67,18 @@ def test_the_mean_counts_each_as_often_as_it_is_named(tmp_path, weights, variabl
     assert jax.tree.structure(mean) == jax.tree.structure(variables)
     jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf + 0.25, rtol=1e-6, atol=1e-6), mean, variables)
     jax.tree.map(np.testing.assert_array_equal, average_weights([weights, weights])[1], variables)
+
+
+def test_the_mean_with_what_the_network_was_grown_from(tmp_path, weights, variables):
+    deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, layers=CONFIG.model.layers + 1))
+    trained = jax.tree.map(lambda leaf: leaf + 0.5, networks.net_variables(deeper))
+    save_weights(tmp_path / "deeper", deeper, trained)
+    config, mean = average_weights([tmp_path / "deeper", weights])
+    assert config == deeper
+    half = jax.tree.map(lambda a, b: (a + b) / 2, trained, with_layers_of(variables, trained))
+    jax.tree.map(lambda got, leaf: np.testing.assert_allclose(got, leaf, rtol=1e-6, atol=1e-6), mean, half)
+    with pytest.raises(UserError, match=r"is another network than .*; differing: model\.layers"):
+        average_weights([weights, tmp_path / "deeper"])
 
 
 def test_no_mean_of_different_networks(tmp_path, weights):
