@@ -13,9 +13,12 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # Tests that serve files to themselves do not go by the user's proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
-# Commands under test are started as from a terminal also where the tests run under nohup, which ignores this signal.
+# Commands under test are started as from a terminal also where the tests run under nohup or in the background of a
+# script, which ignore these signals.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from saf_jax.jax_defects import avoid_fft_deadlock
 
