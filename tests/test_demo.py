@@ -21,6 +21,7 @@ def run_demo(workdir, *arguments):
     return subprocess.run(command, env=variables, text=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_demo_end_to_end(tmp_path):
     first = run_demo(tmp_path, *SHORT)
     assert first.returncode == 0, first.stderr
