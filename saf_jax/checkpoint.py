@@ -130,6 +130,21 @@ class Checkpoints:
             return state
         raise UserError(f"{self._folder}: holds no sound checkpoint: train first")
 
+    def restore_step(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
+        """Parts of the state after that many steps, whatever its rating; `target` as of `restore_best`.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        with _patient_loops():
+            try:
+                return self._restore(step, target)[0]
+            except Exception as error:  # as in `_sound`
+                raise UserError(
+                    f"{self._folder / str(step)}: is no sound checkpoint ({_in_one_line(error)}): name another one, or "
+                    f"{self._workdir} for the best"
+                ) from error
+
     def _sound(self, steps: Iterable[int], target: Any) -> Iterator[tuple[int, Any, dict[str, Any]]]:
         """Restores one step after another; of those that cannot be it tells in one line each."""
         for step in steps:
@@ -138,7 +153,7 @@ class Checkpoints:
                 try:
                     restored = self._restore(step, target)
                 except Exception as error:  # orbax raises many kinds for damaged files; each means: try another one
-                    reason = " ".join(str(error).split())[:200]
+                    reason = _in_one_line(error)
             if parallel.everywhere(restored is not None):
                 yield step, *restored
             else:
@@ -217,6 +232,10 @@ def holds_checkpoints(workdir: Path) -> bool:
     return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _read_ratings(path: Path) -> dict[int, float | None]:
     try:
         return {int(step): rating for step, rating in json.loads(path.read_text(encoding="utf-8")).items()}
@@ -267,6 +286,27 @@ def read_run_config(workdir: str | os.PathLike) -> Config:
 
 def load_best(workdir: str | os.PathLike) -> tuple[Config, Any]:
     """Config and variables of a run's best checkpoint."""
+    return _load(workdir, None)
+
+
+def load_run(folder: str | os.PathLike) -> tuple[Config, Any]:
+    """Config and variables of a run's best checkpoint, or of the one whose folder is named.
+
+    Args:
+      folder: a run's folder, or one of those in its `checkpoints`, such as `runs/mine/checkpoints/2000`.
+
+    Raises:
+      UserError: the folder is neither, or the checkpoint is damaged.
+    """
+    path = Path(folder).absolute()
+    run = path.parent.parent
+    if path.parent.name == _FOLDER and path.name.isdigit() and (run / CONFIG_FILE).is_file():
+        return _load(run, int(path.name))
+    return load_best(folder)
+
+
+def _load(workdir: str | os.PathLike, step: int | None) -> tuple[Config, Any]:
+    """Config and variables after so many steps, or of the best checkpoint."""
     config = read_run_config(workdir)
     if not (Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"{workdir}: holds no checkpoint yet: let the training run on")
@@ -274,5 +314,6 @@ def load_best(workdir: str | os.PathLike) -> tuple[Config, Any]:
     state = jax.eval_shape(lambda: init_state(config))
     # Not the rest: weights stay readable where what surrounds them in training has changed.
     fields = {"params": state.params, "average": state.average, "batch_stats": state.batch_stats}
-    parts = checkpoints.restore_best({name: field for name, field in fields.items() if field})
+    target = {name: field for name, field in fields.items() if field}
+    parts = checkpoints.restore_best(target) if step is None else checkpoints.restore_step(step, target)
     return config, state.replace(**parts).best_variables

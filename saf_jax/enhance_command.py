@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", help="output folder, an output file for a single input, or - for stdout (the default for stdin)"
     )
-    parser.add_argument("--weights", help="a shipped name, a training run's folder, or a weights file")
+    parser.add_argument(
+        "--weights", help="a shipped name, a training run's folder or one of its checkpoints, or a weights file"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--in-place", action="store_true", help="replace the inputs; each is kept as NAME.bak")
     parser.add_argument(

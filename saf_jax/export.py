@@ -16,7 +16,9 @@ _OPSET = 21
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", help="a shipped name, a training run's folder, or a weights file")
+    parser.add_argument(
+        "--weights", help="a shipped name, a training run's folder or one of its checkpoints, or a weights file"
+    )
     parser.add_argument(
         "--average-with",
         nargs="+",

@@ -62,7 +62,9 @@ def describe(config: Config) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="a config file, or the name of one that comes with the package")
-    source.add_argument("--weights", help="a shipped name, a training run's folder, or a weights file")
+    source.add_argument(
+        "--weights", help="a shipped name, a training run's folder or one of its checkpoints, or a weights file"
+    )
     add_set_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 

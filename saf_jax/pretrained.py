@@ -30,8 +30,8 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
     """Loads a trained network.
 
     Args:
-      source: a shipped name, a training run's folder (its best checkpoint is taken), or a weights file written by
-        `save_weights`. None takes the shipped default.
+      source: a shipped name, a training run's folder (its best checkpoint is taken), the folder of one of its
+        checkpoints, or a weights file written by `save_weights`. None takes the shipped default.
 
     Returns:
       The config and the variables of `SAFNet(config.model)`.
@@ -45,9 +45,9 @@ def load_weights(source: str | os.PathLike | None = None) -> tuple[Config, Any]:
         source = DEFAULT
     path = Path(source)
     if path.is_dir():
-        from saf_jax.checkpoint import load_best
+        from saf_jax.checkpoint import load_run
 
-        return load_best(path)
+        return load_run(path)
     if path.is_file():
         return load_weights_file(path)
     if str(source) in shipped_weights():

@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, load_best, read_run_config
+from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, load_best, load_run, read_run_config
 from saf_jax.config import config_to_dict
 from saf_jax.errors import UserError
 from saf_jax.training_step import TrainState, init_state
@@ -213,6 +213,41 @@ def test_load_best_gives_config_and_variables_on_one_device(tmp_path, norm):
     assert got_config == config
     assert_same(got, first)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(got))
+
+
+def test_the_folder_of_one_checkpoint_gives_that_one(tmp_path, monkeypatch):
+    config = networks.least()
+    best, last = networks.net_variables(config, 1), networks.net_variables(config, 2)
+    folder = run_folder(tmp_path, config, [(best, 0.1), (last, 0.2)])
+    steps = sorted((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for given, wanted in ((folder, best), (steps[0], best), (steps[1], last)):
+        got_config, got = load_run(given)
+        assert got_config == config
+        assert_same(got, wanted)
+    monkeypatch.chdir(folder / "checkpoints")
+    assert_same(load_run(steps[1].name)[1], last)
+
+
+@pytest.mark.parametrize("files", [(), ("state",)])
+def test_a_damaged_checkpoint_that_was_named_is_not_replaced_by_another(tmp_path, files):
+    config = networks.least()
+    folder = run_folder(tmp_path, config, [(networks.net_variables(config), 0.1)])
+    damaged = folder / "checkpoints" / "77"
+    damaged.mkdir()
+    for name in files:
+        (damaged / name).mkdir()
+    with pytest.raises(UserError, match="is no sound checkpoint") as error:
+        load_run(damaged)
+    assert str(error.value).startswith(f"{damaged}: ")
+    assert f"or {folder} for the best" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_named_like_a_checkpoint_outside_a_run_is_none(tmp_path):
+    folder = tmp_path / "checkpoints" / "12"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="is not the folder of a training run"):
+        load_run(folder)
 
 
 def test_a_checkpoint_of_another_network_is_no_weights(tmp_path):
