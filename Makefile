@@ -20,10 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+	$(BIN)/python -m pytest -m "not slow and not ci" -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow or ci"
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -50,6 +50,7 @@ def unequal(a, b):
     return any(np.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.ci
 def test_it_learns_on_eight_devices_from_the_batch_that_the_labels_belong_to(train_step, fresh):
     first, _ = train_step(fresh, make_batch(0, NOTHING))
     second, result = train_step(first, make_batch(1000, NOTHING))

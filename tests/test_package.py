@@ -66,7 +66,7 @@ def test_wheel_holds_configs_weights_folder_types_and_licence(wheel):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "uv", "venv", "-q", "--python", sys.executable, environment], check=True)

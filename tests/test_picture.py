@@ -10,6 +10,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.ci
 def test_the_picture_is_drawn_as_the_caption_says(audio_root, tmp_path, monkeypatch, capsys):
     caption = next(line for line in (ROOT / "README.md").read_text().splitlines() if "benchmarks/picture.py" in line)
     recording = caption.split("`")[1]

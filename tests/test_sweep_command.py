@@ -70,6 +70,7 @@ def results(folder, name="tiny"):
     return rows, table["noisy"], table["sets"], table["failed"], table["missing"]
 
 
+@pytest.mark.ci
 def test_it_leaves_a_table_and_a_page_and_again_it_does_nothing(place, whole, capsys):
     folder, out = whole
     rows, noisy, sets, failed, missing = results(folder)
@@ -108,6 +109,7 @@ def test_killed_and_shared_between_machines_it_ends_the_same(place, whole):
     assert results(place / "parts") == results(whole[0])
 
 
+@pytest.mark.ci
 def test_a_run_that_fails_is_named_and_the_others_go_on(place, whole):
     rows = [{"name": "wild", "set": {"train.learning_rate": 1e30}}, {"name": "mask"}]
     sweeps.write_spec(place / "wild.yaml", set=sweeps.TINY | data_of(place), rows=rows, reference="mask")

@@ -33,6 +33,7 @@ def data(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
+@pytest.mark.ci
 def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
     settings = [*SMALL, *data, "train.schedule=plateau", "train.validate_every=2", "train.optimizer=muon"]
     whole = load_config("paper", [*settings, "train.steps=6"])
@@ -52,6 +53,7 @@ def test_resumed_run_equals_uninterrupted_run(data, tmp_path):
     assert any(np.any(np.asarray(a) != b) for a, b in zip(jax.tree.leaves(state_a.params), start))
 
 
+@pytest.mark.ci
 def test_a_training_by_the_clock_ends_with_its_schedule(data, tmp_path):
     settings = [
         *SMALL,

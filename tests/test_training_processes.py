@@ -64,7 +64,7 @@ def assert_agree(got, wanted, tolerance):
 @pytest.mark.parametrize(
     ("kinds", "calls"),
     [
-        (("8 devices", "2 x 4 devices"), (1,)),
+        pytest.param(("8 devices", "2 x 4 devices"), (1,), marks=pytest.mark.ci),
         # The second call resumes the first.
         pytest.param(("1 device", "8 devices", "2 x 4 devices"), (1, 20), marks=pytest.mark.slow),
     ],
@@ -116,6 +116,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(data, tmp_path):
     assert json.loads(log.read_text().splitlines()[-1])["step"] == step == meta["data"]["next_batch"]
 
 
+@pytest.mark.ci
 def test_the_command_leaves_a_report_and_tensorboards_files(data, tmp_path):
     settings = [*SMALL, *data, "train.steps=1"]
     status, out, err = end(start(tmp_path / "run", settings, arguments=["--tensorboard"]))

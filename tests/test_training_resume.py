@@ -78,6 +78,7 @@ def kill(process, workdir, seconds, *, in_save):
     return False
 
 
+@pytest.mark.ci
 def test_killed_while_saving(data, tmp_path):
     settings = [*SETTINGS, *data, "train.steps=10"]
     train(tmp_path / "whole", settings)

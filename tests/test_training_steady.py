@@ -29,6 +29,7 @@ def none_is_left_behind():
     end_all()
 
 
+@pytest.mark.ci
 def test_nothing_is_compiled_after_the_first_steps(data, tmp_path, monkeypatch):
     settings = [
         *SMALL,

@@ -57,6 +57,7 @@ def stop_after(monkeypatch, step: int | None) -> None:
     monkeypatch.setattr(parallel, "stop_on_sigterm", stop_on_sigterm)
 
 
+@pytest.mark.ci
 def test_scores_choose_the_checkpoint_and_survive_interruptions(config, tmp_path, monkeypatch):
     train_and_evaluate(config, tmp_path / "whole", quiet=True)
     entries = entries_of(tmp_path / "whole")
