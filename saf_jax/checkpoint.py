@@ -284,11 +284,6 @@ def read_run_config(workdir: str | os.PathLike) -> Config:
     return config_from_dict(tree, where=str(path))
 
 
-def load_best(workdir: str | os.PathLike) -> tuple[Config, Any]:
-    """Config and variables of a run's best checkpoint."""
-    return _load(workdir, None)
-
-
 def load_run(folder: str | os.PathLike) -> tuple[Config, Any]:
     """Config and variables of a run's best checkpoint, or of the one whose folder is named.
 
@@ -299,14 +294,9 @@ def load_run(folder: str | os.PathLike) -> tuple[Config, Any]:
       UserError: the folder is neither, or the checkpoint is damaged.
     """
     path = Path(folder).absolute()
-    run = path.parent.parent
-    if path.parent.name == _FOLDER and path.name.isdigit() and (run / CONFIG_FILE).is_file():
-        return _load(run, int(path.name))
-    return load_best(folder)
-
-
-def _load(workdir: str | os.PathLike, step: int | None) -> tuple[Config, Any]:
-    """Config and variables after so many steps, or of the best checkpoint."""
+    workdir, step = folder, None
+    if path.parent.name == _FOLDER and path.name.isdecimal() and (path.parent.parent / CONFIG_FILE).is_file():
+        workdir, step = path.parent.parent, int(path.name)
     config = read_run_config(workdir)
     if not (Path(workdir) / _FOLDER).is_dir():
         raise UserError(f"{workdir}: holds no checkpoint yet: let the training run on")

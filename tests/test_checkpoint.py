@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, load_best, load_run, read_run_config
+from saf_jax.checkpoint import CONFIG_FILE, Checkpoints, load_run, read_run_config
 from saf_jax.config import config_to_dict
 from saf_jax.errors import UserError
 from saf_jax.training_step import TrainState, init_state
@@ -205,11 +205,11 @@ def run_folder(tmp_path, config, states, devices=1):
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_load_best_gives_config_and_variables_on_one_device(tmp_path, norm):
+def test_load_run_gives_config_and_variables_on_one_device(tmp_path, norm):
     config = networks.least(norm=norm)
     first, second = networks.net_variables(config, 1), networks.net_variables(config, 2)
     folder = run_folder(tmp_path, config, [(first, 0.1), (second, 0.2)], devices=8)
-    got_config, got = load_best(folder)
+    got_config, got = load_run(folder)
     assert got_config == config
     assert_same(got, first)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(got))
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_network_is_no_weights(tmp_path):
     folder = run_folder(tmp_path, config, [(networks.net_variables(config), 0.1)])
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_dict(networks.least(width=8))))
     with pytest.raises(UserError) as error:
-        load_best(folder)
+        load_run(folder)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -272,7 +272,7 @@ def test_a_checkpoint_of_another_network_is_no_weights(tmp_path):
 def test_a_run_folder_that_cannot_be_used_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / CONFIG_FILE).write_text(content)
-    for load in (read_run_config, load_best):
+    for load in (read_run_config, load_run):
         with pytest.raises(UserError) as error:
             load(tmp_path)
         assert str(tmp_path) in str(error.value)
@@ -282,5 +282,5 @@ def test_a_run_folder_that_cannot_be_used_is_named(tmp_path, content, message):
 def test_a_run_without_a_checkpoint_is_told(tmp_path):
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config_to_dict(networks.least())))
     with pytest.raises(UserError, match="holds no checkpoint yet: let the training run on"):
-        load_best(tmp_path)
+        load_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]

@@ -14,7 +14,7 @@ import pytest
 from training_runs import ROOT, SMALL, newest, write_pairs
 
 from saf_jax import audio, parallel, training, training_run
-from saf_jax.checkpoint import load_best, read_run_config
+from saf_jax.checkpoint import load_run, read_run_config
 from saf_jax.config import config_to_dict, load_config
 from saf_jax.data import pipeline
 from saf_jax.enhancement import Enhancer
@@ -296,5 +296,5 @@ def test_one_real_utterance_is_learnt_by_heart(audio_root, tmp_path):
     result = subprocess.run(command, env=variables, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert "step 340 of 340" in result.stdout
-    enhanced = Enhancer(*load_best(tmp_path / "run"))(noisy, 16000)
+    enhanced = Enhancer(*load_run(tmp_path / "run"))(noisy, 16000)
     assert si_sdr_db(speech, enhanced) - si_sdr_db(speech, noisy) > 10
