@@ -13,6 +13,7 @@ from saf_jax.model.layers import (
     PReLU,
     apply_mask,
     flat_product,
+    layer_norm,
     narrow_product,
 )
 
@@ -116,6 +117,31 @@ def test_norm_of_a_constant_is_finite_with_its_gradient(kind):
     variables = random_variables(layer, x, None, False)
     gradient = jax.grad(lambda x: jnp.sum(layer.apply(variables, x, None, False) ** 2))(x)
     assert np.isfinite(gradient).all()
+
+
+def test_layer_norm_has_the_gradients_of_its_definition():
+    x = jnp.asarray(features() + np.linspace(-3, 30, F, dtype=np.float32)[:, None])
+    scale, bias = jnp.linspace(-0.5, 2, C), jnp.linspace(1, -1, C)
+
+    def defined(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+    def gradients(norm, dtype):
+        arguments = [argument.astype(dtype) for argument in (x, scale, bias)]
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(norm(*a)) ** 2), (0, 1, 2)))(*arguments)
+
+    with jax.enable_x64(True):
+        wanted = gradients(defined, jnp.float64)
+    for got, exact in zip(gradients(layer_norm, jnp.float32), wanted):
+        assert got.dtype == jnp.float32
+        assert_close(got, exact, 3e-5)
+
+
+def test_gradient_of_a_layer_norm_keeps_no_second_array_of_the_inputs_size():
+    x, scale = jnp.asarray(features()), jnp.ones(C)
+    kept = [array for array in jax.tree.leaves(jax.vjp(layer_norm, x, scale, scale)[1]) if array.size == x.size]
+    assert len(kept) == 1 and np.array_equal(kept[0], x)
 
 
 def test_batch_norm_in_training_takes_the_valid_frames_of_the_whole_batch():
