@@ -179,9 +179,8 @@ def runs_on_cpu() -> bool:
 
 def sum_over_devices(tree: Any) -> Any:
     """Sums every array over all devices; only inside `map_over_devices`."""
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
-        # Over the network of CPUs each array travels by itself, and every one of some hundred is waited for: as one
-        # array, they take a small part of the time (benchmarks/RESULTS.md).
+    if jax.process_count() > 1 and runs_on_cpu():
+        # Between CPUs each array travels by itself, and every one of some hundred is waited for.
         flat, restore = ravel_pytree(tree)
         return restore(jax.lax.psum(flat, DEVICES))
     return jax.lax.psum(tree, DEVICES)

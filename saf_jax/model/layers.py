@@ -105,8 +105,9 @@ class Pointwise(nn.Module):
 def _channel_sums(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted sums over C: [B, T, F, C], [C] -> [B, T, F, 1].
 
-    XLA on CPU takes three times as long for the sum of a product along the last axis as for the same as a product with
-    a vector. Elsewhere a sum becomes part of the operations around it, and is not left to a unit of low precision.
+    XLA on CPU takes much longer for a sum along the last axis than for the same as a product with a vector
+    (benchmarks/RESULTS.md: layer norm). Elsewhere a sum becomes part of the operations around it, and is not left to a
+    unit of low precision.
     """
 
     def product(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -120,8 +121,8 @@ def _channel_sums(x: jax.Array, weights: jax.Array) -> jax.Array:
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Normalisation over the channels of each position (Ba et al., arXiv 1607.06450).
 
-    Its gradient is written out: left to itself XLA on CPU spends a fifth of a step of the paper's network on the sums
-    over channels, of which it needs two for each position.
+    Its gradient is written out: left to itself XLA on CPU spends a sixth of a step of the paper's network on sums over
+    channels.
 
     Args:
       x: float32 [B, T, F, C].
