@@ -329,7 +329,8 @@ class TrainConfig:
       steps: number of steps, or 0 to go by `epochs`.
       minutes: the training ends after so many minutes at the latest, and a schedule "cosine" falls to 0 by then,
         whatever the machine's speed: for machines that are there for a time. The first step's compilation does not
-        count. 0 goes by steps alone, which makes runs repeatable to the bit.
+        count. Of several processes the main one's clock counts, which all read every `log_every` steps. 0 goes by
+        steps alone, which makes runs repeatable to the bit.
       optimizer: "adam", the paper's, or "muon": the maps between channels are moved by Muon, all else by Adam.
       learning_rate: step size at the start.
       beta1: Adam's decay of the first moment.

@@ -66,7 +66,10 @@ class _Loop:
         self._run, self._train = run, run.config.train
         self._train_step = parallel.map_over_devices(build_train_step(run.config), donate_state=True)
         self._state, self._step = self._start()
-        self._span = TrainingSpan(self._train, run.total_steps, run.host.seconds)
+        alone = parallel.process_count() == 1
+        self._span = TrainingSpan(
+            self._train, run.total_steps, run.host.seconds, None if alone else parallel.from_main_process
+        )
         self._finished = self._span.over(self._step)
         self._data_state = run.batches.get_state()
         self._results: list[dict[str, jax.Array]] = []
@@ -134,12 +137,15 @@ class _Loop:
         if reported:
             # Only here does the host wait until the devices have nothing left to do.
             self._report()
+            self._span.read_together(self._step)
         for companion in run.companions:
             companion.take_results(run, self._step)
         if validate:
             self._validate()
         if validate or (reported and self._time_to_save()):
             self._save(candidate=validate)
+        if reported:
+            self._span.read_together(self._step)
 
     def _time_to_save(self) -> bool:
         """Whether the last checkpoint is old; the main process's clock decides for all."""

@@ -172,8 +172,6 @@ def open_run(config: Config, workdir: Path, resources: contextlib.ExitStack, *, 
     check_label_package(config)
     if config.train.tensorboard:
         tensorboard.check_packages()
-    if config.train.minutes and parallel.process_count() > 1:
-        raise UserError("train.minutes: several processes have no common clock: set train.steps instead")
     parallel.check_batch_size(config.train.batch_size, config.train.accumulate)
     batches = pipeline.training_batches(
         config, process_index=parallel.process_index(), process_count=parallel.process_count()

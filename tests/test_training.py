@@ -76,12 +76,6 @@ def test_a_training_by_the_clock_ends_with_its_schedule(data, tmp_path):
     assert (again["step"], again["preempted"]) == (result["step"], False)
 
 
-def test_several_processes_have_no_common_clock(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"train\.minutes: several processes have no common clock: set train\.steps"):
-        train_and_evaluate(load_config("paper", [*SMALL, *data, "train.minutes=1"]), tmp_path, quiet=True)
-
-
 class Pending:
     """A result of a step of which one sees whether it was waited for."""
 

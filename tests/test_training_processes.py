@@ -117,6 +117,21 @@ def test_sigterm_to_one_process_saves_and_ends_all(data, tmp_path):
 
 
 @pytest.mark.ci
+def test_processes_end_together_by_the_clock(data, tmp_path):
+    settings = [*SETTINGS, *data, "train.steps=100000", "train.minutes=0.1", "train.schedule=cosine"]
+    settings += ["train.log_every=2", "train.validate_every=100000"]
+    for process in start_together(tmp_path / "run", settings, 2, 4):
+        status, _, err = end(process)
+        assert status == 0, err
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["event"] == "end" and log[-1]["step"] < 100000
+    rates = [entry["learning_rate"] for entry in log if entry["event"] == "train"]
+    assert rates[-1] < 0.5 * rates[0]
+    _, _, meta = newest(load_config("paper", settings), tmp_path / "run")
+    assert 5 < meta["host"]["seconds"] < 60
+
+
+@pytest.mark.ci
 def test_the_command_leaves_a_report_and_tensorboards_files(data, tmp_path):
     settings = [*SMALL, *data, "train.steps=1"]
     status, out, err = end(start(tmp_path / "run", settings, arguments=["--tensorboard"]))
