@@ -58,10 +58,6 @@ class Pending:
         self._pool, self._names, self._pairs = pool, tuple(names), list(pairs)
         self._futures = [pool._start(self._names, pair) for pair in self._pairs]
 
-    def done(self) -> bool:
-        """Whether `result` returns at once."""
-        return all(future.done() for future in self._futures)
-
     def result(self) -> list[dict[str, float]]:
         """Waits; metrics by name of each pair, in their order, nothing for a pair that a process died over."""
         values: list[dict[str, float] | None] = []
