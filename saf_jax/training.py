@@ -103,7 +103,11 @@ class _Loop:
                 with jax.transfer_guard("disallow"):
                     self._state, result = self._train_step(self._state, batch)
                 self._step += 1
-                self._span.start()
+                if not self._span.runs:
+                    if parallel.process_count() > 1:
+                        # The others may still compile.
+                        jax.block_until_ready(result)
+                    self._span.start()
                 self._finished = self._span.over(self._step)
                 self._results.append(result)
                 for companion in run.companions:

@@ -9,9 +9,9 @@ from saf_jax.config import TrainConfig
 class TrainingSpan:
     """The part of a training that is done; where `train.minutes` is set, what is further of steps and clock counts.
 
-    The clock starts with the end of the first step's compilation. One process reads it whenever it is asked. Several
-    must end at the same step and fall by the same rates: they read the main process's clock together, now and then,
-    and in between count each step as long as those before the last reading were.
+    The clock is to start with the end of the first step's compilation. One process reads it whenever it is asked. More
+    of them must end at the same step and fall by the same rates: they read the main process's clock together, now and
+    then, and in between count each step as long as those before the last reading were.
 
     Args:
       train: the settings.
@@ -33,10 +33,14 @@ class TrainingSpan:
         # Of the last common reading, and what a step took before it.
         self._read_step, self._read_seconds, self._step_seconds = None, seconds, 0.0
 
+    @property
+    def runs(self) -> bool:
+        """Whether the clock was started."""
+        return self._started is not None
+
     def start(self) -> None:
-        """Starts the clock, if it does not run yet."""
-        if self._started is None:
-            self._started = time.monotonic()
+        """Starts the clock."""
+        self._started = time.monotonic()
 
     @property
     def seconds(self) -> float:

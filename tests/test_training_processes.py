@@ -118,7 +118,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(data, tmp_path):
 
 @pytest.mark.ci
 def test_processes_end_together_by_the_clock(data, tmp_path):
-    settings = [*SETTINGS, *data, "train.steps=100000", "train.minutes=0.1", "train.schedule=cosine"]
+    settings = [*SETTINGS, *data, "train.steps=100000", "train.minutes=0.25", "train.schedule=cosine"]
     settings += ["train.log_every=2", "train.validate_every=100000"]
     for process in start_together(tmp_path / "run", settings, 2, 4):
         status, _, err = end(process)
@@ -126,9 +126,9 @@ def test_processes_end_together_by_the_clock(data, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["event"] == "end" and log[-1]["step"] < 100000
     rates = [entry["learning_rate"] for entry in log if entry["event"] == "train"]
-    assert rates[-1] < 0.5 * rates[0]
+    assert rates[-1] < rates[0]
     _, _, meta = newest(load_config("paper", settings), tmp_path / "run")
-    assert 5 < meta["host"]["seconds"] < 60
+    assert 10 < meta["host"]["seconds"] < 60
 
 
 @pytest.mark.ci

@@ -24,10 +24,10 @@ def test_without_minutes_only_steps_count(clock):
 def test_the_clock_starts_with_the_first_step_and_ends_the_training(clock):
     span = TrainingSpan(TrainConfig(minutes=2), total_steps=10**6)
     clock[0] += 1000
-    assert not span.over(0)
+    assert not span.over(0) and not span.runs
     span.start()
+    assert span.runs
     clock[0] += 60
-    span.start()
     assert span.done(40) == pytest.approx(0.5)
     clock[0] += 59
     assert not span.over(80)
@@ -75,7 +75,8 @@ def test_several_processes_go_by_the_main_one_s_clock(clock):
     for step in range(1, 1000):
         parts, ends = [], []
         for span in (main, other):
-            span.start()
+            if not span.runs:
+                span.start()
             clock[0] += 0.75
             parts.append(span.done(step))
             ends.append(span.over(step))
